@@ -1,0 +1,131 @@
+"""Both ends of a connection prove that they know the job's secret, without sending it.
+
+    hello   = magic | 32 random bytes | u16 length | identity           each side, at once
+    proof_i = HMAC-SHA256(secret, "initiator" | hello_i | hello_r)      the initiator, first
+    verdict = 1 | proof_r  or  0                                        the responder, after checking proof_i
+    proof_r = HMAC-SHA256(secret, "responder" | hello_i | hello_r)
+
+The random bytes make a recorded proof worthless, the role in the text makes a reflected one worthless, and the
+identities are part of what is proven. The secret must be random (it could be searched for offline otherwise). This
+authenticates the peer when the connection opens; the bytes that follow are neither encrypted nor signed, so run on
+a network you trust not to rewrite packets.
+"""
+
+import hashlib
+import hmac
+import os
+import struct
+import time
+
+from tfdist.cluster.frames import ConnectionClosed, receive_exactly, send_all
+from tfdist.errors import AuthenticationError, ConfigurationError
+
+MAX_IDENTITY_BYTES = 1024
+_MAGIC = b"tfdist/1"
+_NONCE_BYTES = 32
+_PROOF_BYTES = hashlib.sha256().digest_size
+_IDENTITY_LENGTH = struct.Struct(">H")
+_SAME_SECRET = "Give every process of the job the same TFDIST_SECRET or TFDIST_SECRET_FILE, or start it by `tfdist run`."
+
+
+def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0):
+    """Authenticates both sides of a connected socket to each other.
+
+    Costs two round trips. The socket's own time-out is as before on return; on an error close the socket.
+
+    Args:
+      sock: a connected socket. One side calls this as initiator, the other as responder.
+      secret: bytes, the job's secret, at least one byte.
+      initiator: bool, True on the side that connected.
+      identity: bytes, at most 1 KiB: what this side says of itself (its rank, say); the peer gets it authenticated.
+      timeout: float seconds for the whole exchange, however slowly the peer sends.
+
+    Returns:
+      The peer's identity, bytes.
+
+    Raises:
+      AuthenticationError: the peer has another secret, does not speak this protocol, closed the connection or
+        was too slow.
+      ConfigurationError: the secret is empty or the identity too long.
+    """
+    check_secret(secret)
+    if len(identity) > MAX_IDENTITY_BYTES:
+        raise ConfigurationError(
+            f"identity is expected to have at most {MAX_IDENTITY_BYTES} bytes. "
+            f"Received: len(identity)={len(identity)}. Send the rest after the handshake."
+        )
+    before = sock.gettimeout()
+    try:
+        peer_identity = _exchange(sock, bytes(secret), initiator, bytes(identity), time.monotonic() + timeout)
+        sock.settimeout(before)
+    except TimeoutError as error:
+        raise AuthenticationError(
+            f"The handshake was expected to finish in time. Received: nothing more for timeout={timeout:g} s. "
+            "Is a tfdist process of the same version listening there?"
+        ) from error
+    except (ConnectionClosed, OSError) as error:
+        raise AuthenticationError(
+            f"The peer was expected to finish the handshake. Received: {error}. {_SAME_SECRET}"
+        ) from error
+    return peer_identity
+
+
+def check_secret(secret):
+    """Refuses what is no secret: anyone can prove that he knows zero bytes."""
+    if not isinstance(secret, (bytes, bytearray)) or not secret:
+        raise ConfigurationError(
+            f"secret is expected to be bytes, at least one. Received: a secret of type {type(secret).__name__}"
+            f"{' and length 0' if not secret else ''}. Pass os.urandom(32), the same to every process."
+        )
+
+
+def _exchange(sock, secret, initiator, identity, deadline):
+    hello = b"".join((_MAGIC, os.urandom(_NONCE_BYTES), _IDENTITY_LENGTH.pack(len(identity)), identity))
+    send_all(sock, hello, deadline)
+    peer_hello, peer_identity = _receive_hello(sock, deadline)
+    transcript = hello + peer_hello if initiator else peer_hello + hello
+    proof_i = hmac.digest(secret, b"initiator" + transcript, "sha256")
+    proof_r = hmac.digest(secret, b"responder" + transcript, "sha256")
+    if initiator:
+        send_all(sock, proof_i, deadline)
+        if receive_exactly(sock, 1, deadline) != b"\x01":
+            raise AuthenticationError(
+                f"The peer was expected to know this job's secret. Received: it refused ours. {_SAME_SECRET}"
+            )
+        _check(proof_r, receive_exactly(sock, _PROOF_BYTES, deadline))
+        return peer_identity
+    try:
+        _check(proof_i, receive_exactly(sock, _PROOF_BYTES, deadline))
+    except AuthenticationError:
+        send_all(sock, b"\x00", deadline)
+        raise
+    send_all(sock, b"\x01" + proof_r, deadline)
+    return peer_identity
+
+
+def _receive_hello(sock, deadline):
+    # The magic is read by itself, so that a peer speaking something else is told apart at its first byte, not awaited.
+    magic = b""
+    while len(magic) < len(_MAGIC):
+        magic += receive_exactly(sock, 1, deadline)
+        if not _MAGIC.startswith(magic):
+            raise AuthenticationError(
+                f"The peer was expected to speak tfdist's protocol. Received: first bytes {magic!r}. "
+                "Another program uses this port, or another version of tfdist."
+            )
+    rest = receive_exactly(sock, _NONCE_BYTES + _IDENTITY_LENGTH.size, deadline)
+    (length,) = _IDENTITY_LENGTH.unpack(rest[_NONCE_BYTES:])
+    if length > MAX_IDENTITY_BYTES:
+        raise AuthenticationError(
+            f"The peer's identity was expected to have at most {MAX_IDENTITY_BYTES} bytes. Received: length={length}. "
+            "Another program uses this port, or another version of tfdist."
+        )
+    peer_identity = receive_exactly(sock, length, deadline)
+    return magic + rest + peer_identity, peer_identity
+
+
+def _check(expected, received):
+    if not hmac.compare_digest(expected, received):
+        raise AuthenticationError(
+            f"The peer was expected to know this job's secret. Received: a wrong proof. {_SAME_SECRET}"
+        )
