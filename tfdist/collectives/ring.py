@@ -1,0 +1,35 @@
+"""Ring algorithms: bandwidth-optimal, P - 1 hops around the ring for each half.
+
+Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009), section 3. Each chunk
+travels once around the ring and is summed on the way, always in the same order, so all ranks end with the same bits.
+"""
+
+from tfdist.collectives.plan import Cost, receive, receive_reduce, send
+
+
+def reduce_scatter(rank, world_size):
+    """Rank r ends with chunk r reduced over all ranks. Costs S (P-1)/P bytes sent and reduced per rank."""
+    following, previous = (rank + 1) % world_size, (rank - 1) % world_size
+    for hop in range(1, world_size):
+        yield send((rank - hop) % world_size, following)
+        yield receive_reduce((rank - hop - 1) % world_size, previous)
+
+
+def all_gather(rank, world_size):
+    """Rank r starts with chunk r and ends with all of them. Costs S (P-1)/P bytes sent per rank."""
+    following, previous = (rank + 1) % world_size, (rank - 1) % world_size
+    for hop in range(world_size - 1):
+        yield send((rank - hop) % world_size, following)
+        yield receive((rank - hop - 1) % world_size, previous)
+
+
+def all_reduce(rank, world_size):
+    """Reduce-scatter, then all-gather. Costs 2 S (P-1)/P bytes sent per rank, the least possible."""
+    yield from reduce_scatter(rank, world_size)
+    yield from all_gather(rank, world_size)
+
+
+def all_reduce_cost(world_size, num_bytes):
+    """Price of `all_reduce` of `num_bytes` bytes (Thakur et al. 2005, section 4.4)."""
+    share = num_bytes * (world_size - 1) / world_size
+    return Cost(messages=2 * (world_size - 1), bytes_sent=2 * share, bytes_reduced=share)

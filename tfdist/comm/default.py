@@ -1,0 +1,70 @@
+"""The group of this process, formed once from the resolved cluster."""
+
+import atexit
+import sys
+import threading
+
+from tfdist import cluster as clusters
+from tfdist.cluster.store import StoreServer
+from tfdist.cluster.address import parse_address
+from tfdist.comm import mesh
+from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
+
+_RENDEZVOUS_SECONDS = 120.0
+_lock = threading.Lock()  # guards _group
+_group = None
+
+
+def default_group(timeout=None):
+    """Returns the group of all workers of the job; the first call forms it, blocking until everyone has come.
+
+    Args:
+      timeout: float seconds a wait may last; None means TFDIST_TIMEOUT, or 600. Only the first call's counts.
+
+    Returns:
+      A `Group`. With one worker it needs neither sockets nor the native library.
+
+    Raises:
+      RendezvousError: somebody did not come; says who.
+    """
+    global _group
+    with _lock:
+        if _group is None:
+            _group = _form(clusters.current(), timeout)
+            atexit.register(_leave)
+        return _group
+
+
+def reset_default_group():
+    """Leaves the group, so that the next `default_group` forms a new one (on every rank)."""
+    global _group
+    with _lock:
+        if _group is not None:
+            _group.close()
+            atexit.unregister(_leave)
+        _group = None
+
+
+def _form(cluster, timeout):
+    if timeout is None:
+        timeout = cluster.timeout or DEFAULT_TIMEOUT_SECONDS
+    if cluster.world_size == 1:
+        return Group(0, 1, timeout=timeout)
+    if cluster.source == "tfdist run":
+        from tfdist.launch import report
+
+        report.install()
+    server = None
+    if cluster.serves_store:
+        host, port = parse_address(cluster.store_address)
+        server = StoreServer(host, port, secret=cluster.secret)
+        atexit.register(server.close)
+    sockets = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS))
+    return Group(cluster.rank, cluster.world_size, sockets, timeout=timeout)
+
+
+def _leave():
+    """Tells the peers at exit whether this rank finished or failed."""
+    error = getattr(sys, "last_value", None)
+    failure = f"rank {_group.rank} failed: {type(error).__name__}: {error}" if error is not None else None
+    _group.close(failure)

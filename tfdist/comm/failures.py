@@ -1,0 +1,49 @@
+"""From the native core's failure codes to tfdist's exceptions."""
+
+import ctypes
+import re
+
+from tfdist.comm import library
+from tfdist.errors import CollectiveTimeoutError, ConfigurationError, MismatchError, TransportError, WorkerLostError
+
+_REMEDIES = {
+    library.TIMEOUT: "See what that rank does; if it is only slow, raise TFDIST_TIMEOUT or timeout= (seconds).",
+    library.LOST: "Look at that rank's own output for the cause, then restart the job.",
+    library.MISMATCH: "Run the same script, model and data pipeline on every rank, and let every rank take every step.",
+    library.CLOSED: "Make a new group or strategy.",
+    library.INVALID: "This is a fault of tfdist; please report it.",
+}
+# How the TensorFlow operations spell a failure in the text of a tf.errors exception.
+_IN_TENSORFLOW = re.compile(r"\[tfdist code=(\d+) peer=(-?\d+)\] (.*?)(?:\n|\s*\[\[|$)", re.DOTALL)
+_TEXT_BYTES = 1 << 17
+
+
+def make_error(code, peer, text):
+    """Returns the exception for a native failure: its code, the peer it is about (or -1) and its text."""
+    message = f"{text.rstrip('. ')}. {_REMEDIES[code]}"
+    if code == library.LOST:
+        return WorkerLostError(message, rank=peer)
+    if code == library.TIMEOUT:
+        return CollectiveTimeoutError(message)
+    if code == library.MISMATCH:
+        return MismatchError(message)
+    if code == library.CLOSED:
+        return TransportError(message)
+    return ConfigurationError(message)
+
+
+def raise_failure(native, code, rank):
+    """Raises the group's first failure, or what `code` says where there is none."""
+    peer, text = ctypes.c_int32(-1), ctypes.create_string_buffer(_TEXT_BYTES)
+    first = library.core().tfdist_group_error(native, ctypes.byref(peer), text, _TEXT_BYTES)
+    if first == library.OK or code == library.INVALID:
+        raise make_error(code, -1, f"the native core refused an operation on rank {rank}")
+    raise make_error(first, peer.value, text.value.decode(errors="replace"))
+
+
+def from_tensorflow(error):
+    """Returns the tfdist exception that a `tf.errors.OpError` carries in its text, or None."""
+    found = _IN_TENSORFLOW.search(str(error))
+    if not found:
+        return None
+    return make_error(int(found[1]), int(found[2]), found[3])

@@ -1,0 +1,317 @@
+"""A group of ranks and its collectives on NumPy arrays."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import threading
+import time
+
+import numpy as np
+
+from tfdist.collectives import ALGORITHMS
+from tfdist.comm import library
+from tfdist.comm.failures import raise_failure
+from tfdist.errors import ConfigurationError, MismatchError
+
+DEFAULT_TIMEOUT_SECONDS = 600.0
+# Waits return to Python this often, so that Ctrl-C is served.
+_SIGNAL_SECONDS = 1.0
+
+
+def channel_number(name):
+    """Returns the 64-bit number of a channel: operations of equal channels pair up in the order they start."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+_HOST_CHANNEL = channel_number("host")
+
+
+class Group:
+    """Ranks that know each other: connected sockets, one native thread, and the collectives.
+
+    All ranks call the same collectives in the same order. Every collective blocks until this rank has its result, at
+    most `timeout` seconds. One thread at a time may call them; TensorFlow's graphs use the same group beside.
+    After the first failure the group is unusable, and every later call reports that failure.
+
+    Args:
+      rank: int in [0, world_size).
+      world_size: int >= 1.
+      sockets: one connected, authenticated stream socket per peer, None at `rank`; the group takes them over.
+      timeout: float seconds > 0 that any wait may last.
+      generation: int, of the membership; frames of another one are refused.
+
+    Raises:
+      ConfigurationError: an argument is out of range, or the native library does not load.
+    """
+
+    def __init__(self, rank, world_size, sockets=(), *, timeout=DEFAULT_TIMEOUT_SECONDS, generation=0):
+        if not 0 <= rank < world_size:
+            raise ConfigurationError(
+                f"rank is expected to be in [0, world_size). Received: rank={rank}, world_size={world_size}. "
+                "Check the variables that describe the cluster with `tfdist doctor`."
+            )
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout is expected to be > 0 seconds. Received: timeout={timeout}. Pass e.g. 600.")
+        self.rank, self.world_size, self.timeout = rank, world_size, float(timeout)
+        self.id = 0
+        self._native = None
+        self._plans = {}
+        self._plans_lock = threading.Lock()  # guards _plans
+        self._kept = []  # arrays that a failed operation may still be sending
+        if world_size > 1:
+            descriptors = [-1 if sock is None else sock.detach() for sock in sockets]
+            self._native = library.core().tfdist_group_create(
+                rank, world_size, (ctypes.c_int * world_size)(*descriptors), generation, self.timeout
+            )
+            self.id = library.core().tfdist_group_id(self._native)
+
+    def all_reduce(self, array, op="sum", *, name="all_reduce"):
+        """Reduces `array` element by element over all ranks; every rank gets the same bits.
+
+        Costs 2 (P-1)/P of the array's bytes sent per rank (Patarasuk & Yuan 2009).
+
+        Args:
+          array: of equal shape on all ranks; float32, float64, bfloat16, float16, int32 or int64.
+          op: "sum", "mean" (integers truncate toward zero), "min", "max" or "product".
+          name: shown in errors, must be equal on all ranks.
+
+        Returns:
+          A new array of the same shape and dtype.
+
+        Raises:
+          ConfigurationError: unsupported dtype or op.
+          MismatchError: ranks disagree; WorkerLostError: a peer is gone; CollectiveTimeoutError: somebody is late.
+        """
+        result = np.array(array, order="C", copy=True)
+        dtype = _reducible(result.dtype, op)
+        work = _flat(result)
+        self._run("all_reduce", work, dtype, op, f"{name} ({op}) of {_text(result)}")
+        return result
+
+    def broadcast(self, array, root=0, *, name="broadcast"):
+        """Returns `root`'s array on every rank; shape and dtype (any of fixed size) must agree. Costs its bytes once."""
+        self._check_root(root)
+        result = np.array(array, order="C", copy=True)
+        work, dtype = _bytes_of(result)
+        self._run("broadcast", work, dtype, "sum", f"{name} from rank {root} of {_text(result)}", options=(("root", root),))
+        return result
+
+    def all_gather(self, array, *, name="all_gather"):
+        """Returns the arrays of all ranks, one after another along axis 0.
+
+        Args:
+          array: at least one-dimensional, of any dtype of fixed size; the first dimension may differ between ranks.
+          name: shown in errors, must be equal on all ranks.
+
+        Returns:
+          A new array of shape [sum of first dimensions, ...].
+        """
+        array = np.ascontiguousarray(array)
+        if array.ndim == 0:
+            raise ConfigurationError("array is expected to have at least one dimension. Received: a scalar. Pass array[None].")
+        description = f"{name} of rows {array.dtype.name}{list(array.shape[1:])}"
+        rows = np.zeros(self.world_size, np.int64)
+        rows[self.rank] = array.shape[0]
+        self._run("all_gather", rows, "int64", "sum", description + ", their numbers")
+        ends = np.concatenate([[0], np.cumsum(rows)])
+        result = np.empty((int(ends[-1]), *array.shape[1:]), array.dtype)
+        result[ends[self.rank] : ends[self.rank + 1]] = array
+        work, dtype = _bytes_of(result)
+        offsets = ends * (work.size // max(int(ends[-1]), 1))
+        self._run("all_gather", work, dtype, "sum", description, offsets=offsets)
+        return result
+
+    def reduce_scatter(self, array, op="sum", *, name="reduce_scatter"):
+        """Reduces over all ranks and keeps this rank's share of the rows.
+
+        Args:
+          array: of equal shape on all ranks, at least one-dimensional. Rank r keeps the rows [n r / P, n (r+1) / P).
+          op: as in `all_reduce`.
+          name: shown in errors, must be equal on all ranks.
+
+        Returns:
+          A new array: this rank's rows, reduced. Costs (P-1)/P of the array's bytes sent per rank.
+        """
+        result = np.array(array, order="C", copy=True, ndmin=1)
+        dtype = _reducible(result.dtype, op)
+        ends = np.array([result.shape[0] * r // self.world_size for r in range(self.world_size + 1)], np.int64)
+        row = int(np.prod(result.shape[1:], dtype=np.int64))
+        self._run("reduce_scatter", _flat(result), dtype, op, f"{name} ({op}) of {_text(result)}", offsets=ends * row)
+        return result[ends[self.rank] : ends[self.rank + 1]].copy()
+
+    def all_to_all(self, array, *, name="all_to_all"):
+        """Sends the j-th of P equal parts of `array` (along axis 0) to rank j; returns what the ranks had for this one.
+
+        Args:
+          array: of equal shape on all ranks; its first dimension must be divisible by world_size.
+          name: shown in errors, must be equal on all ranks.
+
+        Returns:
+          A new array of the same shape: part r came from rank r. Costs (P-1)/P of the array's bytes sent per rank.
+        """
+        array = np.ascontiguousarray(array)
+        if array.ndim == 0 or array.shape[0] % self.world_size:
+            raise ConfigurationError(
+                f"array's first dimension is expected to be divisible by world_size={self.world_size}. "
+                f"Received: shape={list(array.shape)}. Pad it."
+            )
+        both = np.concatenate([array, np.empty_like(array)])
+        work, dtype = _bytes_of(both)
+        self._run("all_to_all", work, dtype, "sum", f"{name} of {_text(array)}")
+        return both[array.shape[0] :].copy()
+
+    def barrier(self, *, name="barrier", timeout=None):
+        """Returns when every rank has called it; `timeout` seconds replace the group's."""
+        self._run("barrier", np.zeros(2, np.uint8), "byte", "sum", name, timeout=timeout)
+
+    def all_gather_bytes(self, data, *, name="all_gather_bytes"):
+        """Returns the bytes of every rank, a list in rank order; lengths may differ."""
+        lengths = self.all_gather(np.array([len(data)], np.int64), name=f"{name}, lengths")
+        whole = self.all_gather(np.frombuffer(data, np.uint8), name=name).tobytes()
+        ends = np.cumsum(lengths)
+        return [whole[end - length : end] for end, length in zip(ends, lengths)]
+
+    def agree(self, what, values):
+        """Checks that all ranks pass equal values.
+
+        Args:
+          what: str, named in the error.
+          values: dict of str to anything JSON can hold.
+
+        Raises:
+          MismatchError: they differ; names the first differing key, a rank, and both values.
+        """
+        mine = json.loads(json.dumps(values))
+        everyone = [json.loads(text) for text in self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}")]
+        for rank, theirs in enumerate(everyone):
+            for key in [*everyone[0], *theirs]:
+                if everyone[0].get(key) != theirs.get(key):
+                    raise MismatchError(
+                        f"{what} was expected to be equal on all ranks. Received: {key}={everyone[0].get(key)} on rank 0, "
+                        f"{key}={theirs.get(key)} on rank {rank}. Run the same script with the same data and arguments everywhere."
+                    )
+
+    def close(self, failure=None):
+        """Leaves the group. Peers that still wait for this rank get an error that says so.
+
+        Args:
+          failure: str or None; why this rank fails, told to the peers. None leaves in good order.
+        """
+        if self._native is not None:
+            library.core().tfdist_group_close(self._native, None if failure is None else failure.encode())
+
+    def raise_error(self, code):
+        """Raises what a native code other than OK stands for, with the group's first failure as the text."""
+        raise_failure(self._native, code, self.rank)
+
+    def plan(self, collective, options=()):
+        """Returns the native number of this rank's plan, loading it at the first use."""
+        key = (collective, *options)
+        with self._plans_lock:
+            if key not in self._plans:
+                algorithm = ALGORITHMS[collective]
+                steps = [
+                    (step.kind, step.peer, step.chunk, step.source)
+                    for step in algorithm.steps(self.rank, self.world_size, **dict(options))
+                ]
+                table = np.array(steps, np.int32).reshape(-1, 4)
+                number = library.core().tfdist_group_load_plan(
+                    self._native,
+                    table.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+                    len(steps),
+                    algorithm.num_chunks(self.world_size),
+                )
+                if number < 0:
+                    raise ConfigurationError(f"{collective} was expected to yield a valid plan. Received: {steps}.")
+                self._plans[key] = number
+            return self._plans[key]
+
+    def _run(self, collective, work, dtype, op, description, *, options=(), offsets=None, timeout=None):
+        """Runs a collective in place on the one-dimensional array `work`."""
+        if self.world_size == 1:
+            if collective == "all_to_all":
+                work[work.size // 2 :] = work[: work.size // 2]
+            return
+        operation = library.Operation(
+            plan=self.plan(collective, options),
+            dtype=library.DTYPES[dtype],
+            reduce=library.REDUCTIONS[op],
+            channel=_HOST_CHANNEL,
+            step=-1,
+            description=description.encode(),
+            work=work.ctypes.data,
+            elements=work.size,
+        )
+        if offsets is not None:
+            table = np.ascontiguousarray(offsets, np.int64)
+            operation.chunk_offsets = table.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
+        core = library.core()
+        ticket = core.tfdist_start(self._native, ctypes.byref(operation), None, 0)
+        if ticket < 0:
+            self.raise_error(-ticket)
+        span = library.Span(work.ctypes.data, work.size)
+        self._kept.append(work)
+        self._wait(ticket, self.timeout if timeout is None else timeout)
+        self._kept.clear()
+        core.tfdist_finish(self._native, ticket, 0, ctypes.byref(span), 1)
+
+    def _wait(self, ticket, timeout):
+        core, deadline = library.core(), time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            last = left <= _SIGNAL_SECONDS
+            code = core.tfdist_wait(self._native, ticket, max(left, 0.0) if last else _SIGNAL_SECONDS, last)
+            if code == library.OK:
+                return
+            if code != library.TIMEOUT or last:
+                self.raise_error(code)
+
+    def _check_root(self, root):
+        if not 0 <= root < self.world_size:
+            raise ConfigurationError(
+                f"root is expected to be in [0, {self.world_size}). Received: root={root}. Pass an existing rank."
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        self.close(None if error is None else f"rank {self.rank} failed: {kind.__name__}: {error}")
+
+    def __del__(self):
+        if getattr(self, "_native", None) is not None:
+            with contextlib.suppress(Exception):  # the interpreter may be half gone
+                library.core().tfdist_group_close(self._native, None)
+                library.core().tfdist_group_release(self._native)
+            self._native = None
+
+
+def _flat(array):
+    return array.reshape(-1)
+
+
+def _text(array):
+    return f"{array.dtype.name}{list(array.shape)}"
+
+
+def _reducible(dtype, op):
+    if op not in library.REDUCTIONS:
+        raise ConfigurationError(
+            f"op is expected to be one of {', '.join(library.REDUCTIONS)}. Received: op={op!r}. Pick one of them."
+        )
+    if dtype.name not in library.DTYPES:
+        names = ", ".join(name for name in library.DTYPES if name != "byte")
+        raise ConfigurationError(
+            f"array is expected to be of a dtype that can be reduced ({names}). Received: dtype={dtype.name}. Cast it first."
+        )
+    return dtype.name
+
+
+def _bytes_of(array):
+    """Returns a flat view and the native dtype under which it merely moves."""
+    if array.dtype.hasobject:
+        raise ConfigurationError(
+            f"array is expected to have a dtype of fixed size. Received: dtype={array.dtype}. Encode it as bytes first."
+        )
+    return array.reshape(-1).view(np.uint8), "byte"

@@ -1,0 +1,103 @@
+"""Loads the native core and describes its C interface (native/tfdist.h) to ctypes."""
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+from tfdist.errors import ConfigurationError
+
+FOLDER = Path(__file__).resolve().parent.parent / "native"
+SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+
+DTYPES = {"byte": 0, "float32": 1, "float64": 2, "bfloat16": 3, "float16": 4, "int32": 5, "int64": 6}
+REDUCTIONS = {"sum": 0, "mean": 1, "min": 2, "max": 3, "product": 4}
+
+OK, TIMEOUT, LOST, MISMATCH, CLOSED, INVALID = range(6)
+
+
+class Span(ctypes.Structure):
+    """A stretch of elements in memory (tfdist_span)."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("elements", ctypes.c_int64)]
+
+
+class Operation(ctypes.Structure):
+    """What is to be started (tfdist_operation)."""
+
+    _fields_ = [
+        ("plan", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("reduce", ctypes.c_int32),
+        ("weighted", ctypes.c_int32),
+        ("weight", ctypes.c_double),
+        ("channel", ctypes.c_uint64),
+        ("step", ctypes.c_int64),
+        ("description", ctypes.c_char_p),
+        ("work", ctypes.c_void_p),
+        ("elements", ctypes.c_int64),
+        ("chunk_offsets", ctypes.POINTER(ctypes.c_int64)),
+        ("input_offset", ctypes.c_int64),
+    ]
+
+
+_SPANS = ctypes.POINTER(Span)
+_SIGNATURES = {
+    "tfdist_group_create": (
+        ctypes.c_void_p,
+        [ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_int), ctypes.c_uint32, ctypes.c_double],
+    ),
+    "tfdist_group_release": (None, [ctypes.c_void_p]),
+    "tfdist_group_id": (ctypes.c_int64, [ctypes.c_void_p]),
+    "tfdist_group_close": (None, [ctypes.c_void_p, ctypes.c_char_p]),
+    "tfdist_group_load_plan": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_int32, ctypes.c_int32],
+    ),
+    "tfdist_start": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), _SPANS, ctypes.c_int32]),
+    "tfdist_wait": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int32]),
+    "tfdist_finish": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, _SPANS, ctypes.c_int32]),
+    "tfdist_group_error": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_char_p, ctypes.c_int64],
+    ),
+}
+
+
+def path(name):
+    """Returns where the library `name` ("core" or "tensorflow") belongs."""
+    return Path(os.environ.get("TFDIST_NATIVE_DIR", FOLDER)) / f"libtfdist_{name}{SUFFIX}"
+
+
+@functools.lru_cache(maxsize=None)
+def core():
+    """Returns the loaded core library.
+
+    Raises:
+      ConfigurationError: it is missing or does not load; the text says why and what to do.
+    """
+    library_path = path("core")
+    try:
+        library = ctypes.CDLL(str(library_path))
+    except OSError as error:
+        raise ConfigurationError(_advice(library_path, error)) from error
+    for name, (result, arguments) in _SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise ConfigurationError(_advice(library_path, f"it lacks {name}, so it is of another version")) from error
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _advice(library_path, error):
+    if not library_path.exists():
+        why, remedy = "the file does not exist", "It is built when tfdist is installed"
+    else:
+        why, remedy = str(error), "It was built for another machine or damaged"
+    return (
+        f"tfdist's native library was expected at {library_path}. Received: {why}. {remedy}: install g++ "
+        "(Debian, Ubuntu: apt install g++), then run `pip install --force-reinstall --no-deps tfdist` from where you "
+        "got it, or `python setup.py build_native --inplace` in a checkout."
+    )

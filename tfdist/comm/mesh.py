@@ -1,0 +1,127 @@
+"""Connects every rank with every other one: addresses through the store, then one authenticated socket a pair."""
+
+import json
+import socket
+import time
+
+from tfdist.cluster.handshake import authenticate
+from tfdist.cluster.store import StoreClient
+from tfdist.errors import AuthenticationError, RendezvousError
+
+_HANDSHAKE_SECONDS = 10.0
+
+
+def connect(cluster, *, timeout, generation=0):
+    """Forms the mesh of a cluster.
+
+    Ranks publish where they listen; a rank connects to the lower ones and accepts the higher ones.
+
+    Args:
+      cluster: a `tfdist.cluster.Cluster` of at least two ranks, whose store is being served.
+      timeout: float seconds for the whole.
+      generation: int, of the membership.
+
+    Returns:
+      A list of sockets, None at this rank.
+
+    Raises:
+      RendezvousError: somebody did not come in time; says who.
+      AuthenticationError: this rank and the store do not share the secret.
+    """
+    deadline = time.monotonic() + timeout
+    sockets = [None] * cluster.world_size
+    with _listen(cluster.bind_host, cluster.world_size) as listener:
+        with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
+            address = json.dumps([cluster.bind_host, listener.getsockname()[1]])
+            store.set(_key(generation, cluster.rank), address.encode())
+            for peer in range(cluster.rank):
+                host, port = _address_of(store, cluster, generation, peer, deadline, timeout)
+                sockets[peer] = _dial(cluster, generation, peer, (host, port), deadline)
+            _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
+            # Nobody takes the store down, or the job for formed, before everyone has everyone.
+            store.set(f"{_key(generation, cluster.rank)}/formed", b"")
+            for peer in range(cluster.world_size):
+                _await(store, f"{_key(generation, peer)}/formed", cluster, generation, deadline, timeout)
+    return sockets
+
+
+def _key(generation, rank):
+    return f"mesh/{generation}/{rank}"
+
+
+def _listen(host, backlog):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.bind((host, 0))
+    listener.listen(backlog)
+    return listener
+
+
+def _left(deadline):
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _await(store, key, cluster, generation, deadline, timeout):
+    try:
+        return store.get(key, timeout=_left(deadline))
+    except TimeoutError as error:
+        raise _nobody_came(store, cluster, generation, timeout) from error
+
+
+def _address_of(store, cluster, generation, peer, deadline, timeout):
+    return json.loads(_await(store, _key(generation, peer), cluster, generation, deadline, timeout))
+
+
+def _nobody_came(store, cluster, generation, timeout):
+    prefix = f"mesh/{generation}/"
+    here = {int(key[len(prefix) :].split("/")[0]) for key in store.keys(prefix)}
+    missing = sorted(set(range(cluster.world_size)) - here)
+    text = f"Missing: rank {', '.join(map(str, missing))}" if missing else "Everyone has come, but not everyone could connect"
+    count, address = store.rejected()
+    if count:
+        text += f". {count} connections were refused because they did not know the job's secret, the last from {address}"
+    return RendezvousError(
+        f"The group of {cluster.world_size} ranks did not form: rank {cluster.rank} waited {timeout:g} s of timeout "
+        f"{timeout:g} s at the store {cluster.store_address}. {text}. Start the missing ranks, or see their output for why they stopped."
+    )
+
+
+def _dial(cluster, generation, peer, address, deadline):
+    try:
+        sock = socket.create_connection(address, timeout=_left(deadline))
+        identity = json.dumps([generation, cluster.rank, peer]).encode()
+        authenticate(sock, cluster.secret, initiator=True, identity=identity, timeout=min(_left(deadline), _HANDSHAKE_SECONDS))
+    except OSError as error:
+        raise RendezvousError(
+            f"rank {cluster.rank} could not connect to rank {peer} at {address[0]}:{address[1]}: {error}. "
+            "Check that the hosts reach each other (firewall, TFDIST_ADDRESS)."
+        ) from error
+    return _tuned(sock)
+
+
+def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store):
+    """Accepts until every higher rank is here; whoever fails the handshake is dropped and does no harm."""
+    while any(sockets[peer] is None for peer in range(cluster.rank + 1, cluster.world_size)):
+        listener.settimeout(_left(deadline))
+        try:
+            sock, _ = listener.accept()
+        except TimeoutError as error:
+            raise _nobody_came(store, cluster, generation, timeout) from error
+        try:
+            identity = authenticate(
+                sock, cluster.secret, initiator=False, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
+            )
+            theirs, peer, addressed = json.loads(identity)
+        except (AuthenticationError, ValueError, OSError):
+            sock.close()
+            continue
+        if theirs == generation and addressed == cluster.rank and cluster.rank < peer < cluster.world_size and sockets[peer] is None:
+            sockets[peer] = _tuned(sock)
+        else:
+            sock.close()
+
+
+def _tuned(sock):
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock

@@ -1,0 +1,158 @@
+#include "common/reduce.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "common/half.h"
+
+namespace tfdist {
+namespace {
+
+// How a stored element is computed with: itself, or float for the 16-bit types.
+template <typename T>
+struct Arithmetic {
+  using Value = T;
+  static Value load(T x) { return x; }
+  static T store(Value x) { return x; }
+};
+template <typename Half>
+struct HalfArithmetic {
+  using Value = float;
+  static Value load(Half x) { return static_cast<float>(x); }
+  static Half store(Value x) { return Half::from(x); }
+};
+template <>
+struct Arithmetic<BFloat16> : HalfArithmetic<BFloat16> {};
+template <>
+struct Arithmetic<Float16> : HalfArithmetic<Float16> {};
+
+// Integers wrap around on overflow, as NumPy's do; signed overflow would be undefined.
+template <typename V>
+struct Wrapping {
+  static V add(V a, V b) { return a + b; }
+  static V multiply(V a, V b) { return a * b; }
+};
+template <typename V, typename U>
+struct WrappingInteger {
+  static V add(V a, V b) { return static_cast<V>(static_cast<U>(a) + static_cast<U>(b)); }
+  static V multiply(V a, V b) { return static_cast<V>(static_cast<U>(a) * static_cast<U>(b)); }
+};
+template <>
+struct Wrapping<int32_t> : WrappingInteger<int32_t, uint32_t> {};
+template <>
+struct Wrapping<int64_t> : WrappingInteger<int64_t, uint64_t> {};
+
+// min and max hand a NaN on, so that it is seen on every rank.
+template <typename V>
+V minimum(V a, V b) { return (a < b || a != a) ? a : b; }
+template <typename V>
+V maximum(V a, V b) { return (a > b || a != a) ? a : b; }
+
+template <typename T, typename Function>
+void combine(T* __restrict target, const T* __restrict source, int64_t n, Function function) {
+  using A = Arithmetic<T>;
+  for (int64_t i = 0; i < n; ++i) target[i] = A::store(function(A::load(target[i]), A::load(source[i])));
+}
+
+template <typename T>
+void reduce_typed(T* target, const T* source, int64_t n, int reduce) {
+  using V = typename Arithmetic<T>::Value;
+  switch (reduce) {
+    case TFDIST_MIN: return combine(target, source, n, minimum<V>);
+    case TFDIST_MAX: return combine(target, source, n, maximum<V>);
+    case TFDIST_PRODUCT: return combine(target, source, n, Wrapping<V>::multiply);
+    default: return combine(target, source, n, Wrapping<V>::add);
+  }
+}
+
+template <typename T>
+void pack_typed(T* target, const T* source, int64_t n, double weight) {
+  using A = Arithmetic<T>;
+  const auto w = static_cast<typename A::Value>(weight);
+  for (int64_t i = 0; i < n; ++i) target[i] = A::store(Wrapping<typename A::Value>::multiply(w, A::load(source[i])));
+}
+
+template <typename T>
+void unpack_typed(T* target, const T* source, int64_t n, double divisor) {
+  using A = Arithmetic<T>;
+  const auto d = static_cast<typename A::Value>(divisor);
+  for (int64_t i = 0; i < n; ++i) target[i] = A::store(A::load(source[i]) / d);
+}
+
+// Calls `visit` with a null pointer of the element type of `dtype`.
+template <typename Visitor>
+void with_type(int dtype, Visitor visit) {
+  switch (dtype) {
+    case TFDIST_FLOAT32: return visit(static_cast<float*>(nullptr));
+    case TFDIST_FLOAT64: return visit(static_cast<double*>(nullptr));
+    case TFDIST_BFLOAT16: return visit(static_cast<BFloat16*>(nullptr));
+    case TFDIST_FLOAT16: return visit(static_cast<Float16*>(nullptr));
+    case TFDIST_INT32: return visit(static_cast<int32_t*>(nullptr));
+    case TFDIST_INT64: return visit(static_cast<int64_t*>(nullptr));
+    default: return;
+  }
+}
+
+}  // namespace
+
+size_t element_size(int dtype) {
+  switch (dtype) {
+    case TFDIST_BYTE: return 1;
+    case TFDIST_BFLOAT16:
+    case TFDIST_FLOAT16: return 2;
+    case TFDIST_FLOAT32:
+    case TFDIST_INT32: return 4;
+    case TFDIST_FLOAT64:
+    case TFDIST_INT64: return 8;
+    default: return 0;
+  }
+}
+
+bool can_reduce(int dtype, int reduce) {
+  return dtype > TFDIST_BYTE && dtype <= TFDIST_INT64 && reduce >= TFDIST_SUM && reduce <= TFDIST_PRODUCT;
+}
+
+bool is_floating(int dtype) { return dtype >= TFDIST_FLOAT32 && dtype <= TFDIST_FLOAT16; }
+
+void reduce_into(void* target, const void* source, int64_t elements, int dtype, int reduce) {
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    reduce_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, reduce);
+  });
+}
+
+void pack_weighted(void* target, const void* source, int64_t elements, int dtype, double weight) {
+  if (weight == 0) {
+    std::memset(target, 0, static_cast<size_t>(elements) * element_size(dtype));
+    return;
+  }
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    pack_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, weight);
+  });
+}
+
+void unpack_divided(void* target, const void* source, int64_t elements, int dtype, double divisor) {
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    unpack_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, divisor);
+  });
+}
+
+void store_scalar(void* target, int dtype, double value) {
+  with_type(dtype, [&](auto* type) {
+    using A = Arithmetic<std::remove_pointer_t<decltype(type)>>;
+    *static_cast<decltype(type)>(target) = A::store(static_cast<typename A::Value>(value));
+  });
+}
+
+double load_scalar(const void* source, int dtype) {
+  double value = 0;
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    value = static_cast<double>(Arithmetic<T>::load(*static_cast<const T*>(source)));
+  });
+  return value;
+}
+
+}  // namespace tfdist

@@ -1,0 +1,105 @@
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <mutex>
+
+#include "common/reduce.h"
+#include "engine/engine.h"
+
+struct tfdist_group {
+  tfdist_group(int rank, int world_size, const int* fds, uint32_t generation, double timeout)
+      : engine(rank, world_size, fds, generation, timeout) {}
+  tfdist::Engine engine;
+  int64_t id = 0;
+  int references = 1;  // guarded by the registry's mutex
+};
+
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::map<int64_t, tfdist_group*> groups;
+  int64_t next_id = 1;
+};
+
+Registry& registry() {
+  static Registry* instance = new Registry;  // threads may still ask while the process ends
+  return *instance;
+}
+
+}  // namespace
+
+extern "C" {
+
+tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* fds, uint32_t generation,
+                                  double timeout_seconds) {
+  if (world_size < 1 || rank < 0 || rank >= world_size || !(timeout_seconds > 0)) return nullptr;
+  try {
+    auto* group = new tfdist_group(rank, world_size, fds, generation, timeout_seconds);
+    std::lock_guard<std::mutex> lock(registry().mutex);
+    group->id = registry().next_id++;
+    registry().groups[group->id] = group;
+    return group;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void tfdist_group_release(tfdist_group* group) {
+  {
+    std::lock_guard<std::mutex> lock(registry().mutex);
+    if (--group->references > 0) return;
+    registry().groups.erase(group->id);
+  }
+  delete group;
+}
+
+int64_t tfdist_group_id(tfdist_group* group) { return group->id; }
+
+tfdist_group* tfdist_group_find(int64_t id) {
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  auto found = registry().groups.find(id);
+  if (found == registry().groups.end()) return nullptr;
+  ++found->second->references;
+  return found->second;
+}
+
+int64_t tfdist_element_bytes(int32_t dtype) { return static_cast<int64_t>(tfdist::element_size(dtype)); }
+
+void tfdist_group_close(tfdist_group* group, const char* failure) { group->engine.close(failure); }
+
+int32_t tfdist_group_load_plan(tfdist_group* group, const int32_t* steps, int32_t num_steps, int32_t num_chunks) {
+  return group->engine.load_plan(steps, num_steps, num_chunks);
+}
+
+int64_t tfdist_start(tfdist_group* group, const tfdist_operation* operation, const tfdist_span* inputs,
+                     int32_t num_inputs) {
+  try {
+    return group->engine.start(*operation, inputs, num_inputs);
+  } catch (const std::bad_alloc&) {
+    return -TFDIST_INVALID;
+  }
+}
+
+int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double timeout_seconds, int32_t give_up) {
+  return group->engine.wait(ticket, timeout_seconds, give_up != 0);
+}
+
+int32_t tfdist_finish(tfdist_group* group, int64_t ticket, int64_t offset, const tfdist_span* outputs,
+                      int32_t num_outputs) {
+  return group->engine.finish(ticket, offset, outputs, num_outputs);
+}
+
+int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity) {
+  const tfdist::Failure failure = group->engine.failure();
+  if (peer != nullptr) *peer = failure.peer;
+  if (text != nullptr && capacity > 0) {
+    const size_t n = std::min(failure.text.size(), static_cast<size_t>(capacity - 1));
+    std::memcpy(text, failure.text.data(), n);
+    text[n] = 0;
+  }
+  return failure.code;
+}
+
+}  // extern "C"

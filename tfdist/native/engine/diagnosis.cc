@@ -1,0 +1,214 @@
+// Who disagrees, who has not arrived, who left: every way in which a group ends says so on every rank.
+
+#include "engine/engine.h"
+
+namespace tfdist {
+namespace {
+
+constexpr int kDisputeMilliseconds = 2000;
+
+}  // namespace
+
+std::string Engine::name(int peer) const {
+  std::string text = "rank " + std::to_string(peer);
+  if (peer >= 0 && peer < world_size_ && peers_[peer]) text += " at " + peers_[peer]->address;
+  return text;
+}
+
+std::string Engine::headline(const Operation& operation) const {
+  return operation.describe() + " failed on rank " + std::to_string(rank_) + " of " + std::to_string(world_size_);
+}
+
+std::string Engine::text_of(uint64_t tag) const {
+  auto found = by_tag_.find(tag);
+  if (found != by_tag_.end()) return found->second->describe();
+  for (const auto& entry : recent_) {
+    if (entry.first == tag) return entry.second;
+  }
+  return "";
+}
+
+bool Engine::stalled(const Operation& operation) const {
+  return std::chrono::duration<double>(Clock::now() - operation.started).count() > patience_seconds_;
+}
+
+void Engine::fail(int code, int peer, const std::string& text, bool tell_peers) {
+  if (failed_) return;
+  failed_ = true;
+  std::string whole = text;
+  if (!active_.empty() && code != TFDIST_MISMATCH) whole = headline(*active_.front()) + ": " + text;
+  if (tell_peers) {
+    FrameHeader header;
+    header.generation = generation_;
+    header.type = FrameType::kAbort;
+    header.message = static_cast<uint32_t>(code);
+    header.offset = static_cast<uint64_t>(peer);
+    for (auto& other : peers_) {
+      if (other && other->rank != peer) other->send_control(header, text);
+    }
+  }
+  for (auto& other : peers_) {
+    if (!other) continue;
+    other->target_operation = nullptr;
+    other->set_target(other->staging());
+  }
+  active_.clear();
+  by_tag_.clear();
+  early_.clear();
+  early_bytes_ = 0;
+  disputed_peer_ = -1;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (failure_.code == TFDIST_OK) failure_ = {code, peer, whole};
+  changed_.notify_all();
+}
+
+void Engine::control_arrived(Peer* peer, const std::string& text) {
+  const FrameHeader header = peer->header();
+  switch (header.type) {
+    case FrameType::kQuery: return report_status(peer, header.tag);
+    case FrameType::kStatus: return status_arrived(peer, header, text);
+    case FrameType::kDescribe: return describe_arrived(peer, header.tag, text);
+    case FrameType::kAbort: {
+      const int about = static_cast<int>(static_cast<int64_t>(header.offset));
+      peer->goodbye = true;  // it is about to close; the reason it gave counts, not the closing
+      const std::string reported = about == peer->rank || static_cast<int>(header.message) == TFDIST_MISMATCH
+                                       ? text
+                                       : text + " (reported by " + name(peer->rank) + ")";
+      return fail(static_cast<int>(header.message), about, reported, false);
+    }
+    case FrameType::kGoodbye:
+      peer->goodbye = true;
+      for (const OperationPtr& operation : std::vector<OperationPtr>(active_)) {
+        if (peer_left_early(*operation)) return;
+      }
+      return;
+    default: return;
+  }
+}
+
+// True, and the group has failed, when a peer that has left is still needed.
+bool Engine::peer_left_early(const Operation& operation) {
+  for (auto& peer : peers_) {
+    if (!peer || !peer->goodbye) continue;
+    const Plan& plan = *operation.plan;
+    bool needed = false;
+    for (const auto* steps : {&plan.receives[peer->rank], &plan.sends[peer->rank]}) {
+      for (int step : *steps) needed = needed || operation.done[step] < operation.bytes(step);
+    }
+    if (!needed) continue;
+    fail(TFDIST_MISMATCH, peer->rank,
+         "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation.describe() + ", but " +
+             name(peer->rank) + " has finished and left the group", true);
+    return true;
+  }
+  return false;
+}
+
+void Engine::report_status(Peer* peer, uint64_t tag) {
+  FrameHeader header;
+  header.generation = generation_;
+  header.type = FrameType::kStatus;
+  header.tag = tag;
+  PeerState state = PeerState::kNotStarted;
+  if (!text_of(tag).empty()) state = by_tag_.count(tag) ? PeerState::kActive : PeerState::kFinished;
+  header.message = static_cast<uint32_t>(state);
+  std::string text;
+  if (!active_.empty() && stalled(*active_.front())) {
+    header.signature = active_.front()->tag;
+    text = active_.front()->describe();
+  }
+  peer->send_control(header, text);
+}
+
+// Two ranks, each stuck for a while in an operation the other has not started, will never meet.
+void Engine::status_arrived(Peer* peer, const FrameHeader& header, const std::string& text) {
+  auto found = by_tag_.find(header.tag);
+  if (found == by_tag_.end()) return;
+  const OperationPtr operation = found->second;
+  operation->peer_state[peer->rank] = static_cast<PeerState>(header.message);
+  const bool apart = operation->peer_state[peer->rank] == PeerState::kNotStarted && header.signature != 0 &&
+                     text_of(header.signature).empty();
+  uint64_t& suspect = operation->suspect[peer->rank];
+  if (apart && suspect == header.signature) {
+    fail(TFDIST_MISMATCH, peer->rank,
+         "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation->describe() + ", but " +
+             name(peer->rank) + " waits in " + text + "; neither has started the other's", true);
+    return;
+  }
+  suspect = apart ? header.signature : 0;
+}
+
+void Engine::mismatch(int peer, uint64_t tag) {
+  if (failed_ || disputed_peer_ >= 0) return;
+  disputed_tag_ = tag;
+  disputed_peer_ = peer;
+  disputed_until_ = Clock::now() + std::chrono::milliseconds(kDisputeMilliseconds);
+  FrameHeader header;
+  header.generation = generation_;
+  header.type = FrameType::kDescribe;
+  header.tag = tag;
+  peers_[peer]->send_control(header, text_of(tag));
+}
+
+void Engine::describe_arrived(Peer* peer, uint64_t tag, const std::string& text) {
+  if (failed_) return;
+  const std::string mine = text_of(tag);
+  if (disputed_peer_ < 0) mismatch(peer->rank, tag);  // the other side saw it first: it waits for our text
+  fail(TFDIST_MISMATCH, peer->rank,
+       "ranks disagree: rank " + std::to_string(rank_) + " has " + (mine.empty() ? "nothing of the kind" : mine) +
+           ", but " + name(peer->rank) + " has " + (text.empty() ? "nothing of the kind" : text), true);
+}
+
+void Engine::check_clocks() {
+  if (failed_) return;
+  if (disputed_peer_ >= 0 && Clock::now() > disputed_until_) {
+    return fail(TFDIST_MISMATCH, disputed_peer_,
+                "ranks disagree: rank " + std::to_string(rank_) + " has " + text_of(disputed_tag_) + ", but " +
+                    name(disputed_peer_) + " sent something else and does not say what", true);
+  }
+  query_stalled();
+}
+
+void Engine::query_stalled() {
+  const auto now = Clock::now();
+  for (const OperationPtr& operation : active_) {
+    const double age = std::chrono::duration<double>(now - operation->started).count();
+    if (age < patience_seconds_ * (operation->num_queries + 1)) continue;
+    ++operation->num_queries;
+    FrameHeader header;
+    header.generation = generation_;
+    header.type = FrameType::kQuery;
+    header.tag = operation->tag;
+    for (auto& peer : peers_) {
+      if (peer && !peer->goodbye) peer->send_control(header, "");
+    }
+  }
+}
+
+void Engine::give_up_waiting(const OperationPtr& operation) {
+  if (failed_) return;
+  std::string absent, silent;
+  int first = -1;
+  for (int peer = 0; peer < world_size_; ++peer) {
+    if (peer == rank_) continue;
+    const PeerState state = operation->peer_state[peer];
+    bool owes = false;
+    for (int step : operation->plan->receives[peer]) owes = owes || operation->done[step] < operation->bytes(step);
+    if (state == PeerState::kNotStarted) {
+      absent += (absent.empty() ? "" : ", ") + name(peer);
+      if (first < 0) first = peer;
+    } else if (state == PeerState::kUnheard && owes) {
+      silent += (silent.empty() ? "" : ", ") + name(peer);
+      if (first < 0) first = peer;
+    }
+  }
+  const double waited = std::chrono::duration<double>(Clock::now() - operation->started).count();
+  std::string text = absent.empty() ? "" : absent + " has not arrived";
+  if (!silent.empty()) text += (text.empty() ? "" : "; ") + silent + " has not answered";
+  if (text.empty()) text = "every rank has arrived, but the transfer does not move";
+  fail(TFDIST_TIMEOUT, first,
+       text + ". Waited " + std::to_string(waited).substr(0, std::to_string(waited).find('.') + 2) + " s of timeout " +
+           std::to_string(timeout_seconds_).substr(0, std::to_string(timeout_seconds_).find('.') + 2) + " s", true);
+}
+
+}  // namespace tfdist

@@ -1,0 +1,93 @@
+/* The C interface of tfdist's native core: moves bytes and adds them; decides nothing.
+ *
+ * Python forms the connections and makes the plans (tfdist/collectives); a group executes them on one background
+ * thread of its own. Every function may be called from any thread. Nothing here needs Python or TensorFlow.
+ */
+#ifndef TFDIST_H_
+#define TFDIST_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TFDIST_EXPORT __attribute__((visibility("default")))
+
+/* Element types of a work buffer. TFDIST_BYTE only moves; the others also reduce. */
+enum tfdist_dtype {
+  TFDIST_BYTE = 0,
+  TFDIST_FLOAT32 = 1,
+  TFDIST_FLOAT64 = 2,
+  TFDIST_BFLOAT16 = 3,
+  TFDIST_FLOAT16 = 4,
+  TFDIST_INT32 = 5,
+  TFDIST_INT64 = 6,
+};
+
+enum tfdist_reduce { TFDIST_SUM = 0, TFDIST_MEAN = 1, TFDIST_MIN = 2, TFDIST_MAX = 3, TFDIST_PRODUCT = 4 };
+
+/* Step kinds of a plan; four int32 a step: kind, peer, chunk, source (copy only). */
+enum tfdist_step_kind { TFDIST_SEND = 0, TFDIST_RECEIVE = 1, TFDIST_RECEIVE_REDUCE = 2, TFDIST_COPY = 3 };
+
+enum tfdist_code {
+  TFDIST_OK = 0,
+  TFDIST_TIMEOUT = 1,
+  TFDIST_LOST = 2,
+  TFDIST_MISMATCH = 3,
+  TFDIST_CLOSED = 4,
+  TFDIST_INVALID = 5,
+};
+
+typedef struct tfdist_group tfdist_group;
+
+typedef struct {
+  void* data;
+  int64_t elements;
+} tfdist_span;
+
+typedef struct {
+  int32_t plan;   /* from tfdist_group_load_plan */
+  int32_t dtype;  /* tfdist_dtype */
+  int32_t reduce; /* tfdist_reduce */
+  int32_t weighted;
+  double weight;     /* with `weighted`: this rank's weight, >= 0; the result is sum(w_i x_i) / sum(w_i) */
+  uint64_t channel;  /* operations pair up by (channel, how many the channel has seen) */
+  int64_t step;      /* must be equal on all ranks; -1 where there is none */
+  const char* description; /* what ranks must agree on; shown in errors */
+  void* work;        /* work buffer of the caller, used in place; NULL: one from the pool */
+  int64_t elements;  /* of the work buffer, without the weight's */
+  const int64_t* chunk_offsets; /* first element of each chunk and the end; NULL: equal chunks */
+  int64_t input_offset; /* element of the work buffer at which the inputs are packed */
+} tfdist_operation;
+
+/* `fds`: a connected, authenticated socket a peer, -1 at `rank`; the group owns them from here on. */
+TFDIST_EXPORT tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* fds, uint32_t generation,
+                                                double timeout_seconds);
+TFDIST_EXPORT void tfdist_group_release(tfdist_group* group);
+/* A group is also known by a number, which TensorFlow graphs hold: it may outlive the group. */
+TFDIST_EXPORT int64_t tfdist_group_id(tfdist_group* group);
+/* Retained (release it), or NULL where there is no such group any more. */
+TFDIST_EXPORT tfdist_group* tfdist_group_find(int64_t id);
+TFDIST_EXPORT int64_t tfdist_element_bytes(int32_t dtype);
+/* Says goodbye to the peers (with `failure`: that this rank failed, and why) and stops the thread. Idempotent. */
+TFDIST_EXPORT void tfdist_group_close(tfdist_group* group, const char* failure);
+TFDIST_EXPORT int32_t tfdist_group_load_plan(tfdist_group* group, const int32_t* steps, int32_t num_steps,
+                                             int32_t num_chunks);
+
+/* Packs `inputs` into the work buffer and returns a ticket (> 0), or minus a tfdist_code. Does not block. */
+TFDIST_EXPORT int64_t tfdist_start(tfdist_group* group, const tfdist_operation* operation, const tfdist_span* inputs,
+                                   int32_t num_inputs);
+/* Blocks until the operation is finished, at most `timeout_seconds`; < 0 means the group's. With `give_up` a timeout
+ * fails the whole group and names who has not arrived; without it the caller may ask again. */
+TFDIST_EXPORT int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double timeout_seconds, int32_t give_up);
+/* Unpacks a finished operation into `outputs`, from element `offset` on, and forgets the ticket. */
+TFDIST_EXPORT int32_t tfdist_finish(tfdist_group* group, int64_t ticket, int64_t offset, const tfdist_span* outputs,
+                                    int32_t num_outputs);
+/* The first failure of the group: its code, the lost peer (-1: none) and the text, cut to `capacity`. */
+TFDIST_EXPORT int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // TFDIST_H_
