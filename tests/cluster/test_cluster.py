@@ -1,0 +1,54 @@
+import subprocess
+import sys
+
+import pytest
+
+from tfdist.cluster import host, variables
+from tfdist.errors import ConfigurationError
+
+
+def _python(code, **environ):
+    run = subprocess.run([sys.executable, "-c", code], env={**environ}, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.fixture
+def path():
+    return {"PYTHONPATH": ":".join(entry for entry in sys.path if entry)}
+
+
+def test_public_names_read_the_process_environment(path):
+    place = {"TFDIST_RANK": "2", "TFDIST_WORLD_SIZE": "4", "TFDIST_LOCAL_RANK": "0", "TFDIST_LOCAL_WORLD_SIZE": "2",
+             "TFDIST_STORE": "10.0.0.1:1", "TFDIST_SECRET": "s", "TFDIST_ADDRESS": "10.0.0.2"}  # fmt: skip
+    code = "import tfdist as t; print(t.rank(), t.world_size(), t.size(), t.local_rank(), t.is_chief())"
+    assert _python(code, **path, **place) == "2 4 4 0 False"
+    assert _python(code, **path) == "0 1 1 0 True"
+
+
+def test_cluster_and_launcher_import_neither_tensorflow_nor_numpy(path):
+    code = (
+        "import sys, tfdist.cluster, tfdist.cluster.store, tfdist.cluster.environments\n"
+        "print([name for name in ('tensorflow', 'keras', 'numpy') if name in sys.modules])"
+    )
+    assert _python(code, **path) == "[]"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", "inf"])
+def test_timeout_is_a_number_of_seconds(text):
+    with pytest.raises(ConfigurationError, match="TFDIST_TIMEOUT is expected to be a number of seconds > 0"):
+        variables.timeout({"TFDIST_TIMEOUT": text})
+
+
+def test_timeout_has_a_default():
+    assert variables.timeout({}) == 300.0 and variables.timeout({"TFDIST_TIMEOUT": "1.5"}) == 1.5
+
+
+def test_own_address_skips_loopback(monkeypatch):
+    monkeypatch.setattr(host, "_resolve", lambda name: "127.0.1.1")
+    monkeypatch.setattr(host, "_interface_towards", {"a": "127.0.0.1", "192.0.2.1": "10.0.0.7"}.get)
+    assert host.own_address({}, name="me", towards="a") == "10.0.0.7"
+    monkeypatch.setattr(host, "_interface_towards", lambda name: None)
+    with pytest.raises(ConfigurationError, match="an address that other hosts can reach.*Set TFDIST_ADDRESS"):
+        host.own_address({}, name="me", towards="a")
+    assert host.own_address({"TFDIST_ADDRESS": "10.9.9.9"}, name="me") == "10.9.9.9"

@@ -1,0 +1,94 @@
+"""Every environment variable of tfdist that concerns the cluster, and how the launchers' variables are read.
+
+Set by `tfdist run` for its workers, all or none:
+    TFDIST_RANK, TFDIST_WORLD_SIZE               this worker, and how many there are
+    TFDIST_LOCAL_RANK, TFDIST_LOCAL_WORLD_SIZE   the same, among the workers of this host
+    TFDIST_STORE                                 "host:port" of the rendezvous store
+
+Set by you where the default does not fit:
+    TFDIST_SECRET_FILE   a file with the job's secret, or
+    TFDIST_SECRET        the secret itself; needed where workers run on several hosts without `tfdist run`
+    TFDIST_ADDRESS       the address of this host at which the other workers reach this one
+    TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
+    TFDIST_TIMEOUT       seconds to wait for other workers, at the start and in a collective; 300 by default
+    TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
+An empty variable counts as not set.
+"""
+
+import math
+
+from tfdist.errors import ConfigurationError
+
+DEFAULT_TIMEOUT_SECONDS = 300.0
+
+
+def integer(environ, name, default=None):
+    """Reads an integer >= 0; `default` where the variable is not set."""
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigurationError(
+            f"{name} is expected to be an integer >= 0. Received: {name}={text!r}. Correct it, or unset it."
+        )
+    return int(text)
+
+
+def place(environ, rank_name, size_name, *, required=True):
+    """Reads a rank and the size it belongs to.
+
+    Args:
+      environ: the variables.
+      rank_name: the variable with the rank.
+      size_name: the variable with the number of ranks.
+      required: bool; False allows that neither is set.
+
+    Returns:
+      `(rank, size)`, or None where neither is set.
+
+    Raises:
+      ConfigurationError: one is set without the other, or rank >= size.
+    """
+    rank, size = integer(environ, rank_name), integer(environ, size_name)
+    if rank is None and size is None and not required:
+        return None
+    if rank is None or size is None:
+        missing, present = (rank_name, size_name) if rank is None else (size_name, rank_name)
+        raise ConfigurationError(
+            f"{rank_name} and {size_name} are expected together. Received: {present}={environ.get(present, '')!r} "
+            f"without {missing}. Set both, or neither."
+        )
+    if rank >= size:
+        raise ConfigurationError(
+            f"{rank_name} is expected to be less than {size_name}. Received: {rank_name}={rank}, {size_name}={size}. "
+            "Ranks count from 0."
+        )
+    return rank, size
+
+
+def port(environ, default):
+    """Returns TFDIST_PORT, or the default."""
+    value = integer(environ, "TFDIST_PORT", default)
+    if not 1 <= value <= 65535:
+        raise ConfigurationError(
+            f"TFDIST_PORT is expected to be from 1 to 65535. Received: TFDIST_PORT={value}. "
+            "Set it to a free port, the same on all ranks."
+        )
+    return value
+
+
+def timeout(environ):
+    """Returns TFDIST_TIMEOUT in seconds, or 300."""
+    text = environ.get("TFDIST_TIMEOUT", "")
+    if not text:
+        return DEFAULT_TIMEOUT_SECONDS
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigurationError(
+            "TFDIST_TIMEOUT is expected to be a number of seconds > 0. "
+            f"Received: TFDIST_TIMEOUT={text!r}. Correct it, or unset it."
+        )
+    return value
