@@ -37,7 +37,9 @@ LIBRARIES = {
 
 def find_sources(library):
     """Returns the library's sources, relative to the checkout, in a stable order."""
-    return sorted(path.relative_to(ROOT) for folder in LIBRARIES[library] for path in (ROOT / NATIVE / folder).rglob("*.cc"))
+    return sorted(
+        path.relative_to(ROOT) for folder in LIBRARIES[library] for path in (ROOT / NATIVE / folder).rglob("*.cc")
+    )
 
 
 def find_headers():
@@ -161,7 +163,9 @@ class BuildNative(Command):
 def run_tool(command):
     print(shlex.join(command), flush=True)
     if subprocess.call(command) != 0:
-        raise SystemExit(f"tfdist: the compiler failed on {platform.machine()}; its messages are above. Command: {shlex.join(command)}")
+        raise SystemExit(
+            f"tfdist: the compiler failed on {platform.machine()}; its messages are above. Command: {shlex.join(command)}"
+        )
 
 
 class PlatformDistribution(Distribution):

@@ -72,7 +72,9 @@ def test_no_source_says_why_each_failed(cache, monkeypatch):
         images._run(scratch, "no-such-tool-here")
 
     use_sources(monkeypatch, first=unreachable, second=malformed, third=failing_tool, fourth=missing_tool)
-    with pytest.raises(TfdistError, match="Expected one of the image sources to be reachable. Received: first: .*no network here") as raised:
+    with pytest.raises(
+        TfdistError, match="Expected one of the image sources to be reachable. Received: first: .*no network here"
+    ) as raised:
         images.load_images()
     assert "images of shape (3, 5)" in str(raised.value)
     assert "third: mirror is down" in str(raised.value)
@@ -83,7 +85,9 @@ def test_no_source_says_why_each_failed(cache, monkeypatch):
 def test_waiting_for_a_stuck_download_ends(cache):
     cache.mkdir()
     with images._lock(cache / "images.lock"):
-        with pytest.raises(TfdistError, match="Expected the process that fetches images to finish. Received: .* locked for 0.3 s"):
+        with pytest.raises(
+            TfdistError, match="Expected the process that fetches images to finish. Received: .* locked for 0.3 s"
+        ):
             with images._lock(cache / "images.lock", timeout=0.3):
                 pass
 
@@ -111,7 +115,10 @@ print(images.load_images()[2])
 """
     log = cache.parent / "log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOG": str(log)}
-    children = [subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     assert [child.communicate(timeout=60)[0].strip() for child in children] == ["slow"] * 3
     assert log.read_text() == "x"
 

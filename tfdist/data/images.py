@@ -108,7 +108,15 @@ def _fetch(folder):
         with tempfile.TemporaryDirectory(prefix="images.download.", dir=folder) as scratch:
             try:
                 arrays = _checked(*source(pathlib.Path(scratch)))
-            except (OSError, ValueError, KeyError, StopIteration, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile) as error:
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                StopIteration,
+                subprocess.SubprocessError,
+                tarfile.TarError,
+                zipfile.BadZipFile,
+            ) as error:
                 reasons.append(f"{name}: {_reason(error)}")
                 logging.info("Not available: %s", reasons[-1])
                 continue
@@ -116,7 +124,9 @@ def _fetch(folder):
         _write_cache(folder / "images.npz", arrays)
         return arrays
     raise TfdistError(
-        "Expected one of the image sources to be reachable. Received: " + "; ".join(reasons) + f". Connect this machine to one "
+        "Expected one of the image sources to be reachable. Received: "
+        + "; ".join(reasons)
+        + f". Connect this machine to one "
         f"of them, or copy images.npz and images.sha256 from another machine's cache into {folder}."
     )
 
@@ -138,7 +148,9 @@ def _checked(x_train, y_train, x_test, y_test):
 def _run(scratch, *command):
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(f"{command[0]} is not installed")
-    subprocess.run(command, cwd=scratch, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SOURCE_TIMEOUT)
+    subprocess.run(
+        command, cwd=scratch, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SOURCE_TIMEOUT
+    )
 
 
 def _from_keras(scratch):

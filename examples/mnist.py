@@ -1,0 +1,91 @@
+"""Trains a small convolutional network on real 28x28 images with `model.fit`.
+
+python examples/mnist.py                                  one process
+tfdist run -n 2 examples/mnist.py --strategy ring         two workers, the same script
+"""
+
+import argparse
+import statistics
+import time
+
+import keras
+
+import tfdist
+from tfdist.data.images import load_images
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds of every epoch's training, validation left out."""
+
+    def on_train_begin(self, logs=None):
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_test_begin(self, logs=None):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def make_model():
+    layers = [
+        keras.Input((28, 28), dtype="uint8"),
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Reshape((28, 28, 1)),
+        keras.layers.Conv2D(16, 5, strides=2, padding="same", activation="relu"),
+        keras.layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(128, activation="relu"),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(10),
+    ]
+    return keras.Sequential(layers)
+
+
+def parse_arguments(export):
+    parser = argparse.ArgumentParser(description="Trains on MNIST-type images.")
+    parser.add_argument("--strategy", choices=["mirrored", "ring"], default="ring")
+    parser.add_argument("--epochs", type=int, help="default: 6, or 25 for the small sets")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows of all workers together")
+    parser.add_argument("--export", default=export, help="folder of the SavedModel (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments(export="mnist_saved_model/1")
+    (x_train, y_train), (x_test, y_test), name = load_images()
+    epochs = args.epochs or (6 if len(x_train) > 20_000 else 25)
+    keras.utils.set_random_seed(1)
+
+    strategy = tfdist.strategy(args.strategy)  # the one line that chooses the distributed algorithm
+    with strategy.scope():
+        model = make_model()
+        steps = epochs * -(-len(x_train) // args.batch_size)
+        model.compile(
+            optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    stopwatch = Stopwatch()
+    model.fit(
+        x_train,
+        y_train,
+        batch_size=args.batch_size,
+        epochs=epochs,
+        validation_data=(x_test, y_test),
+        callbacks=[stopwatch],
+        verbose=2,
+    )
+
+    _, accuracy = model.evaluate(x_test, y_test, batch_size=500, verbose=0)
+    model.export(args.export)  # every rank calls it, the chief writes
+    if tfdist.is_chief():
+        rate = len(x_train) / statistics.median(
+            stopwatch.seconds[1:] or stopwatch.seconds
+        )  # the first epoch builds graphs
+        print(f"data: {name}, {len(x_train)} images; strategy: {args.strategy}; workers: {tfdist.world_size()}")
+        print(f"test accuracy: {accuracy:.4f}; throughput: {rate:.0f} images/s; exported to {args.export}")
+
+
+if __name__ == "__main__":
+    main()
