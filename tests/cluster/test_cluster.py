@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tfdist.cluster import host, variables
+from tfdist.cluster import host, resolve, variables
 from tfdist.errors import ConfigurationError
 
 
@@ -40,8 +40,10 @@ def test_timeout_is_a_number_of_seconds(text):
         variables.timeout({"TFDIST_TIMEOUT": text})
 
 
-def test_timeout_has_a_default():
-    assert variables.timeout({}) == 300.0 and variables.timeout({"TFDIST_TIMEOUT": "1.5"}) == 1.5
+def test_timeout_reaches_the_cluster():
+    assert resolve({}).timeout is None
+    assert resolve({"TFDIST_TIMEOUT": "1.5"}).timeout == 1.5
+    assert resolve({"TFDIST_TIMEOUT": "2", "RANK": "0", "WORLD_SIZE": "1"}).timeout == 2.0
 
 
 def test_own_address_skips_loopback(monkeypatch):

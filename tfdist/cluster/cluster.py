@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import os
+from typing import Optional
 
+from tfdist.cluster import variables
 from tfdist.errors import ConfigurationError
 
 
@@ -21,6 +23,7 @@ class Cluster:
       bind_host: the address on which this process listens; loopback unless workers run on several hosts.
       secret: bytes that prove membership of the job.
       source: what described the cluster, for messages: "tfdist run", "TF_CONFIG", ...
+      timeout: float seconds that a wait for other workers may last, from TFDIST_TIMEOUT; None leaves it to the group.
 
     Raises:
       ConfigurationError: the numbers contradict each other.
@@ -30,11 +33,12 @@ class Cluster:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    store_address: str | None = None
+    store_address: Optional[str] = None
     serves_store: bool = False
     bind_host: str = "127.0.0.1"
     secret: bytes = dataclasses.field(default=b"", repr=False)
     source: str = "one worker"
+    timeout: Optional[float] = None
 
     def __post_init__(self):
         sizes = f"local_world_size={self.local_world_size}, world_size={self.world_size}"
@@ -70,11 +74,12 @@ def resolve(environ=os.environ):
     """
     from tfdist.cluster.environments import ENVIRONMENTS
 
+    timeout = variables.timeout(environ)
     for environment in ENVIRONMENTS:
         cluster = environment(environ)
         if cluster is not None:
-            return cluster
-    return Cluster()
+            return dataclasses.replace(cluster, timeout=timeout)
+    return Cluster(timeout=timeout)
 
 
 @functools.cache

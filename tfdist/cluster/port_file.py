@@ -15,6 +15,7 @@ from tfdist.cluster.variables import integer, port, timeout
 from tfdist.errors import RendezvousError
 
 _PREFIX = "port-"
+_RENDEZVOUS_SECONDS = 120.0
 _reservations = []  # sockets that hold a port until the process ends
 
 
@@ -44,7 +45,7 @@ def published_port(environ, job, *, publish):
         write_private(path, json.dumps([number, os.getpid(), _started(os.getpid())]).encode(), replace=True)
         atexit.register(_remove_own, path, os.getpid())
         return number
-    limit = timeout(environ)
+    limit = min(timeout(environ) or _RENDEZVOUS_SECONDS, _RENDEZVOUS_SECONDS)
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         number = _live_port(path)

@@ -10,7 +10,7 @@ Set by you where the default does not fit:
     TFDIST_SECRET        the secret itself; needed where workers run on several hosts without `tfdist run`
     TFDIST_ADDRESS       the address of this host at which the other workers reach this one
     TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
-    TFDIST_TIMEOUT       seconds to wait for other workers, at the start and in a collective; 300 by default
+    TFDIST_TIMEOUT       seconds to wait for other workers in a collective, and at most 120 of them at the start
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
 An empty variable counts as not set.
 """
@@ -18,8 +18,6 @@ An empty variable counts as not set.
 import math
 
 from tfdist.errors import ConfigurationError
-
-DEFAULT_TIMEOUT_SECONDS = 300.0
 
 
 def integer(environ, name, default=None):
@@ -78,10 +76,10 @@ def port(environ, default):
 
 
 def timeout(environ):
-    """Returns TFDIST_TIMEOUT in seconds, or 300."""
+    """Returns TFDIST_TIMEOUT in seconds, or None where it is not set."""
     text = environ.get("TFDIST_TIMEOUT", "")
     if not text:
-        return DEFAULT_TIMEOUT_SECONDS
+        return None
     try:
         value = float(text)
     except ValueError:

@@ -2,7 +2,7 @@
 
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.cluster import Cluster
-from tfdist.cluster.host import LOOPBACK, own_address
+from tfdist.cluster.host import LOOPBACK, is_loopback, own_address
 from tfdist.cluster.secret import find_secret
 from tfdist.cluster.variables import place
 from tfdist.errors import ConfigurationError
@@ -28,7 +28,7 @@ def from_tfdist_run(environ):
                        "local_world_size": local_world_size, "source": "tfdist run"}  # fmt: skip
     if world_size == 1:
         return Cluster(**place_of_worker)
-    one_host = local_world_size == world_size
+    one_host = local_world_size == world_size or is_loopback(store_host)
     return Cluster(
         **place_of_worker,
         store_address=environ["TFDIST_STORE"],
