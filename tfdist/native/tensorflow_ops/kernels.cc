@@ -1,0 +1,301 @@
+// Two ordinary kernels carry a collective: `start` packs its inputs and returns, `wait` blocks and unpacks.
+//
+// TensorFlow's asynchronous kernels cannot be used through the C API: finishing one after `compute` has returned
+// writes through a dangling pointer. A GPU's tensors are staged through host memory by TensorFlow itself.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tensorflow_ops/c_api.h"
+#include "tfdist.h"
+
+namespace {
+
+struct StatusDeleter {
+  void operator()(TF_Status* status) const { TF_DeleteStatus(status); }
+};
+using Status = std::unique_ptr<TF_Status, StatusDeleter>;
+Status new_status() { return Status(TF_NewStatus()); }
+
+struct TensorDeleter {
+  void operator()(TF_Tensor* tensor) const { TF_DeleteTensor(tensor); }
+};
+using Tensor = std::unique_ptr<TF_Tensor, TensorDeleter>;
+
+struct GroupReleaser {
+  void operator()(tfdist_group* group) const { tfdist_group_release(group); }
+};
+using Group = std::unique_ptr<tfdist_group, GroupReleaser>;
+
+Tensor input(TF_OpKernelContext* context, int index) {
+  TF_Tensor* tensor = nullptr;
+  Status status = new_status();
+  TF_GetInput(context, index, &tensor, status.get());
+  return Tensor(tensor);
+}
+
+int64_t scalar(TF_OpKernelContext* context, int index) {
+  return *static_cast<const int64_t*>(TF_TensorData(input(context, index).get()));
+}
+
+void fail(TF_OpKernelContext* context, TF_Code code, const std::string& text) {
+  Status status = new_status();
+  TF_SetStatus(status.get(), code, text.c_str());
+  TF_OpKernelContext_Failure(context, status.get());
+}
+
+// The text is parsed by tfdist/comm/failures.py.
+void fail_with_group(TF_OpKernelContext* context, tfdist_group* group, int code) {
+  int32_t peer = -1;
+  std::vector<char> text(1 << 17);
+  const int first = tfdist_group_error(group, &peer, text.data(), static_cast<int64_t>(text.size()));
+  std::string message = text.data();
+  if (first == TFDIST_OK || code == TFDIST_INVALID) {
+    message = "the native core refused an operation";
+  } else {
+    code = first;
+  }
+  const TF_Code tf_code = code == TFDIST_TIMEOUT    ? TF_DEADLINE_EXCEEDED
+                          : code == TFDIST_LOST     ? TF_UNAVAILABLE
+                          : code == TFDIST_MISMATCH ? TF_INVALID_ARGUMENT
+                                                    : TF_ABORTED;
+  fail(context, tf_code, "[tfdist code=" + std::to_string(code) + " peer=" + std::to_string(peer) + "] " + message);
+}
+
+class Attributes {
+ public:
+  explicit Attributes(TF_OpKernelConstruction* construction) : construction_(construction), status_(new_status()) {}
+
+  int64_t integer(const char* name) {
+    int64_t value = 0;
+    TF_OpKernelConstruction_GetAttrInt64(construction_, name, &value, status_.get());
+    check();
+    return value;
+  }
+  std::vector<int64_t> integers(const char* name) {
+    int32_t list = 0, total = 0;
+    TF_OpKernelConstruction_GetAttrSize(construction_, name, &list, &total, status_.get());
+    check();
+    std::vector<int64_t> values(static_cast<size_t>(list > 0 ? list : 0));
+    TF_OpKernelConstruction_GetAttrInt64List(construction_, name, values.data(), list, status_.get());
+    check();
+    return values;
+  }
+  std::string text(const char* name) {
+    int32_t list = 0, total = 0;
+    TF_OpKernelConstruction_GetAttrSize(construction_, name, &list, &total, status_.get());
+    check();
+    std::string value(static_cast<size_t>(total > 0 ? total : 0), '\0');
+    TF_OpKernelConstruction_GetAttrString(construction_, name, &value[0], value.size(), status_.get());
+    check();
+    return value;
+  }
+
+ private:
+  void check() {
+    if (TF_GetCode(status_.get()) != TF_OK) TF_OpKernelConstruction_Failure(construction_, status_.get());
+  }
+  TF_OpKernelConstruction* construction_;
+  Status status_;
+};
+
+Group find_group(TF_OpKernelContext* context, int64_t id) {
+  Group group(tfdist_group_find(id));
+  if (!group) fail(context, TF_ABORTED, "[tfdist code=4 peer=-1] the group of this graph was closed");
+  return group;
+}
+
+// TfdistStart(tensors..., weight, step, offsets) -> ticket
+class Start {
+ public:
+  explicit Start(Attributes attributes)
+      : group_(attributes.integer("group")),
+        plan_(attributes.integer("plan")),
+        dtype_(attributes.integer("dtype")),
+        reduce_(attributes.integer("reduce")),
+        weighted_(attributes.integer("weighted")),
+        channel_(attributes.integer("channel")),
+        input_chunk_(attributes.integer("input_chunk")),
+        description_(attributes.text("description")) {}
+
+  void compute(TF_OpKernelContext* context) const {
+    Group group = find_group(context, group_);
+    if (!group) return;
+    const int num_tensors = TF_NumInputs(context) - 3;
+    const int64_t size = tfdist_element_bytes(static_cast<int32_t>(dtype_));
+    std::vector<Tensor> tensors;
+    std::vector<tfdist_span> spans;
+    int64_t elements = 0;
+    for (int i = 0; i < num_tensors; ++i) {
+      tensors.push_back(input(context, i));
+      const auto n = static_cast<int64_t>(TF_TensorByteSize(tensors.back().get())) / size;
+      spans.push_back({TF_TensorData(tensors.back().get()), n});
+      elements += n;
+    }
+    const Tensor weight = input(context, num_tensors);
+    const Tensor offsets = input(context, num_tensors + 2);
+    tfdist_operation operation{};
+    operation.plan = static_cast<int32_t>(plan_);
+    operation.dtype = static_cast<int32_t>(dtype_);
+    operation.reduce = static_cast<int32_t>(reduce_);
+    operation.weighted = static_cast<int32_t>(weighted_);
+    operation.weight = *static_cast<const double*>(TF_TensorData(weight.get()));
+    operation.channel = static_cast<uint64_t>(channel_);
+    operation.step = scalar(context, num_tensors + 1);
+    operation.description = description_.c_str();
+    operation.elements = elements;
+    const int64_t num_offsets = TF_TensorElementCount(offsets.get());
+    if (num_offsets > 0) {
+      operation.chunk_offsets = static_cast<const int64_t*>(TF_TensorData(offsets.get()));
+      operation.elements = operation.chunk_offsets[num_offsets - 1];
+      operation.input_offset = operation.chunk_offsets[input_chunk_];
+    }
+    const int64_t ticket = tfdist_start(group.get(), &operation, spans.data(), num_tensors);
+    if (ticket < 0) return fail_with_group(context, group.get(), static_cast<int>(-ticket));
+    Status status = new_status();
+    Tensor output(TF_AllocateOutput(context, 0, TF_INT64, nullptr, 0, sizeof(int64_t), status.get()));
+    if (!output) return TF_OpKernelContext_Failure(context, status.get());
+    *static_cast<int64_t*>(TF_TensorData(output.get())) = ticket;
+  }
+
+ private:
+  const int64_t group_, plan_, dtype_, reduce_, weighted_, channel_, input_chunk_;
+  const std::string description_;
+};
+
+// TfdistWait(tickets..., like...) -> tensors shaped as `like`, in its memory where nobody else needs that;
+// `counts` says how many belong to each ticket, in order.
+class Wait {
+ public:
+  explicit Wait(Attributes attributes)
+      : group_(attributes.integer("group")), dtype_(attributes.integer("dtype")), counts_(attributes.integers("counts")) {}
+
+  void compute(TF_OpKernelContext* context) const {
+    Group group = find_group(context, group_);
+    if (!group) return;
+    const int num_tickets = static_cast<int>(counts_.size());
+    int next = 0;
+    for (int t = 0; t < num_tickets; ++t) {
+      const int64_t ticket = scalar(context, t);
+      int code = tfdist_wait(group.get(), ticket, -1, 1);
+      if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
+      std::vector<Tensor> outputs;
+      std::vector<tfdist_span> spans;
+      for (int64_t i = 0; i < counts_[static_cast<size_t>(t)]; ++i, ++next) {
+        outputs.push_back(output_like(context, num_tickets + next, next));
+        if (!outputs.back()) return;
+        const auto bytes = static_cast<int64_t>(TF_TensorByteSize(outputs.back().get()));
+        spans.push_back({TF_TensorData(outputs.back().get()), bytes / tfdist_element_bytes(static_cast<int32_t>(dtype_))});
+      }
+      code = tfdist_finish(group.get(), ticket, 0, spans.data(), static_cast<int32_t>(spans.size()));
+      if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
+    }
+  }
+
+ private:
+  static Tensor output_like(TF_OpKernelContext* context, int input_index, int output_index) {
+    std::vector<int64_t> dims;
+    {
+      const Tensor like = input(context, input_index);  // released first: forwarding needs its only reference
+      for (int d = 0; d < TF_NumDims(like.get()); ++d) dims.push_back(TF_Dim(like.get(), d));
+    }
+    Status status = new_status();
+    int forwarded = -1;
+    Tensor output(TF_ForwardInputOrAllocateOutput(context, &input_index, 1, output_index, dims.data(),
+                                                  static_cast<int>(dims.size()), &forwarded, status.get()));
+    if (!output) TF_OpKernelContext_Failure(context, status.get());
+    return output;
+  }
+
+  const int64_t group_, dtype_;
+  const std::vector<int64_t> counts_;
+};
+
+// TfdistWaitRows(ticket, rows, like) -> the gathered bytes: `rows` rows shaped as those of `like`.
+class WaitRows {
+ public:
+  explicit WaitRows(Attributes attributes)
+      : group_(attributes.integer("group")), item_bytes_(attributes.integer("item_bytes")) {}
+
+  void compute(TF_OpKernelContext* context) const {
+    Group group = find_group(context, group_);
+    if (!group) return;
+    const int64_t ticket = scalar(context, 0);
+    int code = tfdist_wait(group.get(), ticket, -1, 1);
+    if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
+    const Tensor like = input(context, 2);
+    std::vector<int64_t> dims{scalar(context, 1)};
+    size_t bytes = static_cast<size_t>(dims[0] * item_bytes_);
+    for (int d = 1; d < TF_NumDims(like.get()); ++d) {
+      dims.push_back(TF_Dim(like.get(), d));
+      bytes *= static_cast<size_t>(dims.back());
+    }
+    Status status = new_status();
+    Tensor output(TF_AllocateOutput(context, 0, TF_ExpectedOutputDataType(context, 0), dims.data(),
+                                    static_cast<int>(dims.size()), bytes, status.get()));
+    if (!output) return TF_OpKernelContext_Failure(context, status.get());
+    const tfdist_span span{TF_TensorData(output.get()), static_cast<int64_t>(bytes)};
+    code = tfdist_finish(group.get(), ticket, 0, &span, 1);
+    if (code != TFDIST_OK) fail_with_group(context, group.get(), code);
+  }
+
+ private:
+  const int64_t group_, item_bytes_;
+};
+
+void any_shape(TF_ShapeInferenceContext* context, TF_Status* status) {
+  TF_ShapeInferenceContextSetUnknownShape(context, status);
+}
+
+void define(const char* name, const std::vector<const char*>& inputs, const char* output,
+            const std::vector<const char*>& attributes) {
+  TF_OpDefinitionBuilder* builder = TF_NewOpDefinitionBuilder(name);
+  for (const char* specification : attributes) TF_OpDefinitionBuilderAddAttr(builder, specification);
+  for (const char* specification : inputs) TF_OpDefinitionBuilderAddInput(builder, specification);
+  TF_OpDefinitionBuilderAddOutput(builder, output);
+  TF_OpDefinitionBuilderSetIsStateful(builder, true);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, any_shape);
+  Status status = new_status();
+  TF_RegisterOpDefinition(builder, status.get());
+}
+
+template <typename Kernel>
+void* create(TF_OpKernelConstruction* construction) {
+  return new Kernel(Attributes(construction));
+}
+template <typename Kernel>
+void compute(void* kernel, TF_OpKernelContext* context) {
+  static_cast<const Kernel*>(kernel)->compute(context);
+}
+template <typename Kernel>
+void destroy(void* kernel) {
+  delete static_cast<Kernel*>(kernel);
+}
+
+template <typename Kernel>
+void implement(const char* name, const std::vector<const char*>& arguments) {
+  for (const char* device : {"CPU", "GPU"}) {
+    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, device, create<Kernel>, compute<Kernel>, destroy<Kernel>);
+    for (const char* argument : arguments) TF_KernelBuilder_HostMemory(builder, argument);
+    Status status = new_status();
+    TF_RegisterKernelBuilder((std::string(name) + device).c_str(), builder, status.get());
+  }
+}
+
+// Runs when TensorFlow loads the library.
+const bool registered = [] {
+  define("TfdistStart", {"tensors: T", "weight: double", "step: int64", "offsets: int64"}, "ticket: int64",
+         {"T: list(type) >= 0", "group: int", "plan: int", "dtype: int", "reduce: int", "weighted: int", "channel: int",
+          "input_chunk: int", "description: string"});
+  define("TfdistWait", {"tickets: N * int64", "like: T"}, "reduced: T",
+         {"N: int >= 1", "T: list(type) >= 0", "group: int", "dtype: int", "counts: list(int)"});
+  define("TfdistWaitRows", {"ticket: int64", "rows: int64", "like: T"}, "gathered: T",
+         {"T: type", "group: int", "item_bytes: int"});
+  implement<Start>("TfdistStart", {"tensors", "weight", "step", "offsets", "ticket"});
+  implement<Wait>("TfdistWait", {"tickets", "like", "reduced"});
+  implement<WaitRows>("TfdistWaitRows", {"ticket", "rows", "like", "gathered"});
+  return true;
+}();
+
+}  // namespace

@@ -1,0 +1,263 @@
+"""The one way from TensorFlow, eager or inside a tf.function, into the engine.
+
+A collective is a `start` (packs and returns) per bucket and one `wait`. Every wait stands behind all starts traced
+before it, so with however few threads no rank can block in a wait while a start that a peer needs is left undone.
+"""
+
+import hashlib
+import weakref
+
+import tensorflow as tf
+
+from tfdist.comm import library
+from tfdist.comm.buckets import DEFAULT_BUCKET_BYTES, plan_buckets
+from tfdist.comm.group import channel_number
+from tfdist.comm.tensorflow_library import operations
+from tfdist.errors import ConfigurationError
+
+_NO_STEP = -1
+# By graph: the tickets of its starts, and how often each call site was traced.
+_starts = weakref.WeakKeyDictionary()
+_occurrences = weakref.WeakKeyDictionary()
+_HALVES = (tf.float16, tf.bfloat16)
+
+
+def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_reduce", names=None):
+    """Reduces a list of tensors over all ranks, in buckets.
+
+    Args:
+      tensors: list of tf.Tensor or tf.IndexedSlices, of equal shapes on all ranks (IndexedSlices: any number of rows).
+      op: "sum", "mean", "min", "max" or "product"; IndexedSlices: "sum" or "mean".
+      group: `tfdist.comm.Group`.
+      weight: None, or a scalar w_i >= 0 of this rank. The result is then sum_i(w_i t_i) / sum_i(w_i), `op` must be
+        "mean", and a rank of weight 0 contributes nothing whatever it holds (zeros if all weights are 0).
+      step: None, or an integer scalar that must be equal on all ranks.
+      name: str, shown in errors.
+      names: None, or one str per tensor, shown in errors.
+
+    Returns:
+      A list like `tensors`. Sum, mean and the weighted mean have gradients (the same reduction of what comes back).
+
+    Raises:
+      ConfigurationError: a dtype or op that cannot be reduced.
+      tf.errors.OpError, when run: ranks disagree, a peer is gone or late; `comm.failures.from_tensorflow` translates.
+    """
+    tensors = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
+    _check(tensors, op, weight)
+    if group.world_size == 1 or not tensors:
+        return tensors
+    names = names or [f"tensor {i}" for i in range(len(tensors))]
+    result = list(tensors)
+    dense = [i for i, t in enumerate(tensors) if not isinstance(t, tf.IndexedSlices)]
+    if dense:
+        settings = dict(op=op, group=group, weight=weight, step=step, name=name, names=[names[i] for i in dense])
+        for i, reduced in zip(dense, _differentiable_all_reduce([tensors[i] for i in dense], settings)):
+            result[i] = reduced
+    for i, t in enumerate(tensors):
+        if isinstance(t, tf.IndexedSlices):
+            result[i] = _all_reduce_slices(t, op, group, weight, step, f"{name}: {names[i]}")
+    return result
+
+
+def broadcast(tensor, root=0, *, group, name="broadcast"):
+    """Returns rank `root`'s tensor on every rank; shape and dtype (any of fixed size) must agree.
+
+    The gradient is the sum over all ranks on `root`, zero elsewhere.
+    """
+    tensor = tf.convert_to_tensor(tensor)
+    if group.world_size == 1:
+        return tensor
+    plan = group.plan("broadcast", (("root", root),))
+
+    @tf.custom_gradient
+    def differentiable(value):
+        def gradient(upstream):
+            summed = all_reduce([upstream], group=group, name=f"gradient of {name}")[0]
+            return summed if group.rank == root else tf.zeros_like(summed)
+
+        description = _describe(f"{name} from rank {root}", [value], ["a tensor"])
+        started = _start([value], "byte", "sum", group, plan, description)
+        return _wait([started], [value], [1], "byte", group)[0], gradient
+
+    return differentiable(tensor)
+
+
+def all_gather(tensor, *, group, name="all_gather"):
+    """Returns the tensors of all ranks one after another on axis 0; their numbers of rows may differ.
+
+    The gradient is this rank's rows of the sum over all ranks.
+    """
+    tensor = tf.convert_to_tensor(tensor)
+    if tensor.shape.rank == 0:
+        raise ConfigurationError("tensor is expected to have at least one dimension. Received: a scalar. Pass tensor[None].")
+    if group.world_size == 1:
+        return tensor
+
+    @tf.custom_gradient
+    def differentiable(value):
+        gathered, ends = _gather_rows(value, group, name)
+
+        def gradient(upstream):
+            summed = all_reduce([upstream], group=group, name=f"gradient of {name}")[0]
+            return summed[ends[group.rank] : ends[group.rank + 1]]
+
+        return gathered, gradient
+
+    return differentiable(tensor)
+
+
+def _check(tensors, op, weight):
+    if op not in library.REDUCTIONS:
+        raise ConfigurationError(
+            f"op is expected to be one of {', '.join(library.REDUCTIONS)}. Received: op={op!r}. Pick one of them."
+        )
+    if weight is not None and op != "mean":
+        raise ConfigurationError(f"op is expected to be 'mean' where weight= is given. Received: op={op!r}. Pass op='mean'.")
+    for tensor in tensors:
+        if tensor.dtype.name not in library.DTYPES or (weight is not None and not tensor.dtype.is_floating):
+            known = ", ".join(n for n in library.DTYPES if n != "byte" and (weight is None or "float" in n))
+            raise ConfigurationError(
+                f"a tensor is expected to be of a dtype that can be reduced ({known}). "
+                f"Received: dtype={tensor.dtype.name}. Cast it first."
+            )
+
+
+def _differentiable_all_reduce(tensors, settings):
+    @tf.custom_gradient
+    def differentiable(*values):
+        def gradient(*upstream):
+            if settings["op"] not in ("sum", "mean"):
+                raise ConfigurationError(
+                    f"an all-reduce has a gradient for op 'sum' and 'mean'. Received: op={settings['op']!r}. Use one of these."
+                )
+            return all_reduce(list(upstream), **{**settings, "step": None, "name": f"gradient of {settings['name']}"})
+
+        return _all_reduce_dense(list(values), **settings), gradient
+
+    reduced = differentiable(*tensors)
+    return [tf.ensure_shape(r, t.shape) if t.shape.rank is not None else r for r, t in zip(reduced, tensors)]
+
+
+def _all_reduce_dense(tensors, op, group, weight, step, name, names):
+    # Weighted halves travel as float32: n_i * g_i would overflow float16 and be too coarse in bfloat16.
+    widened = [tf.cast(t, tf.float32) if weight is not None and t.dtype in _HALVES else t for t in tensors]
+    sizes = [None if t.shape.num_elements() is None else t.shape.num_elements() * t.dtype.size for t in widened]
+    buckets = plan_buckets(sizes, [t.dtype.name for t in widened], DEFAULT_BUCKET_BYTES)
+    plan = group.plan("all_reduce")
+    reduced = [None] * len(tensors)
+    by_dtype = {}
+    for bucket in buckets:
+        members = [widened[i] for i in bucket.indices]
+        description = _describe(f"{name} ({op})", members, [names[i] for i in bucket.indices])
+        ticket = _start(members, bucket.dtype, op, group, plan, description, weight, step)
+        by_dtype.setdefault(bucket.dtype, []).append((ticket, bucket.indices))
+    for dtype, started in by_dtype.items():
+        indices = [i for _, members in started for i in members]
+        counts = [len(members) for _, members in started]
+        results = _wait([ticket for ticket, _ in started], [widened[i] for i in indices], counts, dtype, group)
+        for i, result in zip(indices, results):
+            reduced[i] = tf.cast(result, tensors[i].dtype)
+    return reduced
+
+
+def _all_reduce_slices(slices, op, group, weight, step, name):
+    """Gathers the touched rows of all ranks, or reduces densely where that is less to send."""
+    rows, shape = slices.values.shape[0], slices.dense_shape
+    shape = tf.get_static_value(shape) if shape is not None else None
+    row_bytes = (slices.values.shape[1:].num_elements() or 1) * slices.values.dtype.size + slices.indices.dtype.size
+    if rows is not None and shape is not None and rows * group.world_size * row_bytes >= 2 * row_bytes * int(shape[0]):
+        dense = tf.convert_to_tensor(slices)
+        settings = dict(op=op, group=group, weight=weight, step=step, name=name, names=[name])
+        return _differentiable_all_reduce([dense], settings)[0]
+    values = slices.values
+    divisor = tf.cast(group.world_size, values.dtype)
+    if weight is not None:
+        weight = tf.cast(weight, tf.float64)
+        total = _differentiable_all_reduce(
+            [weight], dict(op="sum", group=group, weight=None, step=step, name=f"{name}, weights", names=["weights"])
+        )[0]
+        share = tf.cast(tf.math.divide_no_nan(weight, total), values.dtype)
+        values = tf.math.multiply_no_nan(values, share)
+    gathered = all_gather(values, group=group, name=f"{name}, values")
+    indices = all_gather(slices.indices, group=group, name=f"{name}, indices")
+    if weight is None and op == "mean":
+        gathered = gathered / divisor
+    return tf.IndexedSlices(gathered, indices, slices.dense_shape)
+
+
+def _gather_rows(value, group, name):
+    plan = group.plan("all_gather")
+    own = tf.cast(tf.shape(value)[0], tf.int64)
+    bounds = tf.range(group.world_size + 1, dtype=tf.int64) * own.dtype.size
+    description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}"
+    started = _start([own[None]], "byte", "sum", group, plan, f"{description}, their numbers", offsets=bounds)
+    rows = _gathered(started, group.world_size, own[None], group)
+    ends = tf.concat([[tf.constant(0, tf.int64)], tf.cumsum(rows)], axis=0)
+    row_bytes = tf.reduce_prod(tf.shape(value, out_type=tf.int64)[1:]) * value.dtype.size
+    started = _start([value], "byte", "sum", group, plan, description, offsets=ends * row_bytes)
+    gathered = _gathered(started, ends[-1], value, group)
+    return tf.ensure_shape(gathered, [None, *value.shape[1:]]), ends
+
+
+def _gathered(ticket, rows, like, group):
+    with tf.control_dependencies(_tickets_before()):
+        return operations().tfdist_wait_rows(
+            ticket=ticket, rows=tf.cast(rows, tf.int64), like=like, group=group.id, item_bytes=like.dtype.size
+        )
+
+
+def _describe(name, tensors, names):
+    return f"{name} of [" + "; ".join(f"{n} {t.dtype.name}{_dims(t.shape)}" for n, t in zip(names, tensors)) + "]"
+
+
+def _start(tensors, dtype, op, group, plan, description, weight=None, step=None, offsets=None):
+    channel = int.from_bytes(channel_number(_call_site(description)).to_bytes(8, "little"), "little", signed=True)
+    ticket = operations().tfdist_start(
+        tensors=tensors,
+        weight=tf.cast(0.0 if weight is None else weight, tf.float64),
+        step=tf.cast(_NO_STEP if step is None else step, tf.int64),
+        offsets=tf.constant([], tf.int64) if offsets is None else offsets,
+        group=group.id,
+        plan=plan,
+        dtype=library.DTYPES[dtype],
+        reduce=library.REDUCTIONS[op],
+        weighted=int(weight is not None),
+        channel=channel,
+        input_chunk=group.rank,
+        description=description,
+    )
+    if not tf.executing_eagerly():
+        _starts.setdefault(ticket.graph, []).append(ticket)
+    return ticket
+
+
+def _wait(tickets, like, counts, dtype, group):
+    with tf.control_dependencies(_tickets_before()):
+        results = operations().tfdist_wait(
+            tickets=tickets, like=like, group=group.id, dtype=library.DTYPES[dtype], counts=counts
+        )
+    results = list(results) if isinstance(results, (list, tuple)) else [results]
+    for result, original in zip(results, like):
+        if not tf.executing_eagerly():
+            result.set_shape(original.shape)
+    return results
+
+
+def _tickets_before():
+    if tf.executing_eagerly():
+        return []
+    return list(_starts.get(tf.compat.v1.get_default_graph(), ()))
+
+
+def _call_site(description):
+    """Names this call alike on all ranks, however often either of them has traced it."""
+    if tf.executing_eagerly():
+        return f"eager {description}"
+    seen = _occurrences.setdefault(tf.compat.v1.get_default_graph(), {})
+    key = hashlib.sha256(description.encode()).hexdigest()
+    seen[key] = seen.get(key, -1) + 1
+    return f"graph {description} #{seen[key]}"
+
+
+def _dims(shape):
+    return "?" if shape.rank is None else "[" + ",".join("?" if d is None else str(d) for d in shape) + "]"
