@@ -95,13 +95,13 @@ def all_gather(tensor, *, group, name="all_gather"):
 
     @tf.custom_gradient
     def differentiable(value):
-        gathered, ends = _gather_rows(value, group, name)
+        ends = _row_ends(value, group, name)
 
         def gradient(upstream):
             summed = all_reduce([upstream], group=group, name=f"gradient of {name}")[0]
             return summed[ends[group.rank] : ends[group.rank + 1]]
 
-        return gathered, gradient
+        return _gather_rows(value, ends, group, name), gradient
 
     return differentiable(tensor)
 
@@ -161,42 +161,56 @@ def _all_reduce_dense(tensors, op, group, weight, step, name, names):
 
 
 def _all_reduce_slices(slices, op, group, weight, step, name):
-    """Gathers the touched rows of all ranks, or reduces densely where that is less to send."""
-    rows, shape = slices.values.shape[0], slices.dense_shape
-    shape = tf.get_static_value(shape) if shape is not None else None
-    row_bytes = (slices.values.shape[1:].num_elements() or 1) * slices.values.dtype.size + slices.indices.dtype.size
-    if rows is not None and shape is not None and rows * group.world_size * row_bytes >= 2 * row_bytes * int(shape[0]):
-        dense = tf.convert_to_tensor(slices)
-        settings = dict(op=op, group=group, weight=weight, step=step, name=name, names=[name])
-        return _differentiable_all_reduce([dense], settings)[0]
-    values = slices.values
-    divisor = tf.cast(group.world_size, values.dtype)
-    if weight is not None:
-        weight = tf.cast(weight, tf.float64)
-        total = _differentiable_all_reduce(
-            [weight], dict(op="sum", group=group, weight=None, step=step, name=f"{name}, weights", names=["weights"])
-        )[0]
-        share = tf.cast(tf.math.divide_no_nan(weight, total), values.dtype)
-        values = tf.math.multiply_no_nan(values, share)
-    gathered = all_gather(values, group=group, name=f"{name}, values")
-    indices = all_gather(slices.indices, group=group, name=f"{name}, indices")
-    if weight is None and op == "mean":
-        gathered = gathered / divisor
-    return tf.IndexedSlices(gathered, indices, slices.dense_shape)
+    """Gathers the touched rows of all ranks, or sums them densely where that is less to send; IndexedSlices either way."""
+    values = slices.values * _share(op, group, weight, step, name, slices.values.dtype)
+    if weight is not None:  # a rank of weight 0 contributes nothing, not even NaN
+        values = tf.where(tf.equal(weight, 0), tf.zeros_like(values), values)
+    ends = _row_ends(values, group, f"{name}, values")
+    shape = None if slices.dense_shape is None else tf.get_static_value(slices.dense_shape)
+
+    def gather():
+        return (
+            _gather_rows(values, ends, group, f"{name}, values"),
+            _gather_rows(slices.indices, ends, group, f"{name}, indices"),
+        )
+
+    def sum_densely():
+        dense = tf.math.unsorted_segment_sum(values, slices.indices, int(shape[0]))
+        summed = _all_reduce_dense([dense], "sum", group, None, step, f"{name}, dense", ["values"])[0]
+        return summed, tf.range(int(shape[0]), dtype=slices.indices.dtype)
+
+    if shape is None:
+        return tf.IndexedSlices(*gather(), slices.dense_shape)
+    with tf.control_dependencies(_tickets_before()):  # waits inside the branches see only the branches' own starts
+        rows, indices = tf.cond(ends[-1] >= 2 * int(shape[0]), sum_densely, gather)
+    return tf.IndexedSlices(rows, indices, slices.dense_shape)
 
 
-def _gather_rows(value, group, name):
-    plan = group.plan("all_gather")
+def _share(op, group, weight, step, name, dtype):
+    """By what this rank's rows are multiplied, so that a plain sum over the ranks gives the reduction."""
+    if weight is None:
+        return tf.constant(1 / group.world_size if op == "mean" else 1, dtype)
+    weight = tf.cast(weight, tf.float64)
+    total = _all_reduce_dense([weight], "sum", group, None, step, f"{name}, weights", ["weight"])[0]
+    return tf.cast(tf.math.divide_no_nan(weight, total), dtype)
+
+
+def _row_ends(value, group, name):
+    """Exchanges the numbers of rows; returns where each rank's rows begin in the whole, and its end."""
     own = tf.cast(tf.shape(value)[0], tf.int64)
     bounds = tf.range(group.world_size + 1, dtype=tf.int64) * own.dtype.size
-    description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}"
-    started = _start([own[None]], "byte", "sum", group, plan, f"{description}, their numbers", offsets=bounds)
+    description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}, their numbers"
+    started = _start([own[None]], "byte", "sum", group, group.plan("all_gather"), description, offsets=bounds)
     rows = _gathered(started, group.world_size, own[None], group)
-    ends = tf.concat([[tf.constant(0, tf.int64)], tf.cumsum(rows)], axis=0)
+    return tf.concat([[tf.constant(0, tf.int64)], tf.cumsum(rows)], axis=0)
+
+
+def _gather_rows(value, ends, group, name):
     row_bytes = tf.reduce_prod(tf.shape(value, out_type=tf.int64)[1:]) * value.dtype.size
-    started = _start([value], "byte", "sum", group, plan, description, offsets=ends * row_bytes)
+    description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}"
+    started = _start([value], "byte", "sum", group, group.plan("all_gather"), description, offsets=ends * row_bytes)
     gathered = _gathered(started, ends[-1], value, group)
-    return tf.ensure_shape(gathered, [None, *value.shape[1:]]), ends
+    return tf.ensure_shape(gathered, [None, *value.shape[1:]])
 
 
 def _gathered(ticket, rows, like, group):
