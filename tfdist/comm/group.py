@@ -107,7 +107,7 @@ class Group:
         Returns:
           A new array of shape [sum of first dimensions, ...].
         """
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array)
         if array.ndim == 0:
             raise ConfigurationError("array is expected to have at least one dimension. Received: a scalar. Pass array[None].")
         description = f"{name} of rows {array.dtype.name}{list(array.shape[1:])}"
@@ -150,7 +150,7 @@ class Group:
         Returns:
           A new array of the same shape: part r came from rank r. Costs (P-1)/P of the array's bytes sent per rank.
         """
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array)
         if array.ndim == 0 or array.shape[0] % self.world_size:
             raise ConfigurationError(
                 f"array's first dimension is expected to be divisible by world_size={self.world_size}. "

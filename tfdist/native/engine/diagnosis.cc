@@ -44,7 +44,7 @@ void Engine::fail(int code, int peer, const std::string& text, bool tell_peers) 
     header.message = static_cast<uint32_t>(code);
     header.offset = static_cast<uint64_t>(peer);
     for (auto& other : peers_) {
-      if (other && other->rank != peer) other->send_control(header, text);
+      if (other) other->send_control(header, text);
     }
   }
   for (auto& other : peers_) {
@@ -92,9 +92,8 @@ bool Engine::peer_left_early(const Operation& operation) {
     if (!peer || !peer->goodbye) continue;
     const Plan& plan = *operation.plan;
     bool needed = false;
-    for (const auto* steps : {&plan.receives[peer->rank], &plan.sends[peer->rank]}) {
-      for (int step : *steps) needed = needed || operation.done[step] < operation.bytes(step);
-    }
+    for (int step : plan.receives[peer->rank]) needed = needed || operation.arrived[step] < operation.bytes(step);
+    for (int step : plan.sends[peer->rank]) needed = needed || operation.done[step] < operation.bytes(step);
     if (!needed) continue;
     fail(TFDIST_MISMATCH, peer->rank,
          "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation.describe() + ", but " +
@@ -193,7 +192,7 @@ void Engine::give_up_waiting(const OperationPtr& operation) {
     if (peer == rank_) continue;
     const PeerState state = operation->peer_state[peer];
     bool owes = false;
-    for (int step : operation->plan->receives[peer]) owes = owes || operation->done[step] < operation->bytes(step);
+    for (int step : operation->plan->receives[peer]) owes = owes || operation->arrived[step] < operation->bytes(step);
     if (state == PeerState::kNotStarted) {
       absent += (absent.empty() ? "" : ", ") + name(peer);
       if (first < 0) first = peer;

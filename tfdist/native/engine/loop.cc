@@ -50,7 +50,7 @@ void Engine::poll_once() {
   for (auto& peer : peers_) {
     if (!peer || peer->gone) continue;
     short events = early_bytes_ > kEarlyBytesAtMost ? 0 : POLLIN;
-    if (peer->blocked) events |= POLLOUT;
+    if (peer->blocked && !peer->broken) events |= POLLOUT;
     descriptors.push_back({peer->link->descriptor(), events, 0});
     polled.push_back(peer.get());
   }
@@ -138,10 +138,10 @@ bool Engine::settle_once(Operation* operation) {
 
 void Engine::pump(Peer* peer) {
   if (peer == nullptr) return;
-  while (!peer->gone && !peer->blocked && (peer->has_output() || next_data_frame(peer))) {
+  while (!peer->gone && !peer->broken && !peer->blocked && (peer->has_output() || next_data_frame(peer))) {
     Peer::Sent sent;
     const Peer::Event event = peer->flush(&sent);
-    if (event == Peer::Event::kGone) return lost(peer, "its connection was closed");
+    peer->broken = event == Peer::Event::kGone;
     if (event != Peer::Event::kFrame || !sent.operation || failed_) continue;
     sent.operation->advance(sent.step, sent.bytes);
     settle(sent.operation);
@@ -217,6 +217,8 @@ void Engine::choose_target(Peer* peer) {
       }
       return;
     }
+  } else if (!text_of(header.tag).empty()) {
+    return mismatch(peer->rank, header.tag);  // finished here, yet the peer has more for it
   }
   peer->held.reset(new char[header.length + 1]);
   peer->set_target(peer->held.get());
@@ -319,7 +321,7 @@ void Engine::say_goodbye() {
     for (auto& peer : peers_) {
       if (!peer) continue;
       pump(peer.get());
-      if (peer->gone || !peer->has_output()) continue;
+      if (peer->gone || peer->broken || !peer->has_output()) continue;
       pending = true;
       descriptors.push_back({peer->link->descriptor(), POLLOUT, 0});
       peer->blocked = false;

@@ -41,6 +41,7 @@ class Peer {
   const std::string address;
   std::unique_ptr<AbstractLink> link;
   bool blocked = false;         // the last write took less than it was given
+  bool broken = false;          // writing failed; reading will tell why
   bool goodbye = false;         // the peer left in good order
   bool gone = false;            // the connection is over
   std::shared_ptr<Operation> target_operation;  // keeps the target of a piece alive
