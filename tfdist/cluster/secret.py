@@ -25,7 +25,7 @@ def given_secret(environ):
             f"Received: TFDIST_SECRET=(hidden), TFDIST_SECRET_FILE={path!r}. Unset one."
         )
     if not path:
-        return text.encode() or None
+        return os.fsencode(text) or None
     try:
         with open(path, "rb") as file:
             secret = file.read(1 << 16).strip()

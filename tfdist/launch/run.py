@@ -1,0 +1,144 @@
+"""`tfdist run`: checks what was asked for, then starts the job."""
+
+import difflib
+import importlib.util
+import os
+
+from tfdist.cluster import variables
+from tfdist.cluster.address import parse_address
+from tfdist.errors import ConfigurationError
+from tfdist.launch import local
+from tfdist.launch.job import Job
+from tfdist.launch.parser import Parser, count, seconds, split_command
+
+STRATEGIES = ("mirrored", "ring")  # those of tfdist.strategies.registry, which takes seconds to import TensorFlow
+_EPILOG = """\
+examples:
+  tfdist run -n 4 train.py --epochs 3
+  tfdist run -n 2 --strategy ring -m my_package.train
+  tfdist run -n 8 --nodes 2 --node-rank 0 --address 10.0.0.1:2222 train.py    (on each node, with its rank,
+                                                                 and the same TFDIST_SECRET on both)
+"""
+
+
+def main(arguments):
+    """Runs the subcommand; returns the exit code."""
+    return local.start(parse(arguments))
+
+
+def parse(arguments, environ=os.environ):
+    """Returns the `Job` that a command line asks for.
+
+    Raises:
+      ConfigurationError: it cannot be started; one line says why.
+    """
+    parser = _parser()
+    options, command = split_command(parser, arguments)
+    chosen = parser.parse_args(options)
+    if not command:
+        raise ConfigurationError(f"a script is expected. Received: none. See `{parser.prog} --help`.")
+    _check_variables(environ)
+    _check_command(command)
+    _check_nodes(chosen)
+    added = {}
+    if chosen.timeout is not None:
+        added["TFDIST_TIMEOUT"] = f"{chosen.timeout:g}"
+    strategy = chosen.strategy or environ.get("TFDIST_STRATEGY", "")
+    if strategy:
+        _check_strategy(strategy, chosen.num_workers * chosen.nodes)
+        added["TFDIST_STRATEGY"] = strategy
+    return Job(
+        command=tuple(command),
+        num_workers=chosen.num_workers,
+        num_nodes=chosen.nodes,
+        node_rank=chosen.node_rank,
+        address=chosen.address,
+        variables=added,
+    )
+
+
+def _parser():
+    parser = Parser(
+        prog="tfdist run",
+        usage="tfdist run [-n N] [options] script.py [argument ...]\n       tfdist run [-n N] [options] -m module ...",
+        description="Starts a script on N workers of this host. The first that fails ends the job.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("-n", "--num-workers", type=count(1), default=2, metavar="N",
+                        help="workers on this host (2)")  # fmt: skip
+    parser.add_argument("--strategy", metavar="NAME", help="what tfdist.strategy() makes, such as ring")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a worker waits for the others")
+    parser.add_argument("--nodes", type=count(1), default=1, metavar="K", help="hosts that run this command (1)")
+    parser.add_argument("--node-rank", type=count(0), default=0, metavar="I", help="this host's number, from 0 (0)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of node 0; needed with --nodes")
+    return parser
+
+
+def _check_command(command):
+    if command[0] == "-m":
+        if len(command) < 2:
+            raise ConfigurationError("a module is expected after -m. Received: none. Name one.")
+        _check_module(command[1])
+        return
+    if not os.path.exists(command[0]):
+        raise ConfigurationError(
+            f"the script is expected to exist. Received: {command[0]!r}, not found from {os.getcwd()}. Check the path."
+        )
+    if os.path.isdir(command[0]) and not os.path.exists(os.path.join(command[0], "__main__.py")):
+        raise ConfigurationError(
+            f"a script is expected. Received: {command[0]!r}, a directory without __main__.py. Name a file."
+        )
+
+
+def _check_module(name):
+    top = name.partition(".")[0]
+    here = any(os.path.exists(os.path.join(os.getcwd(), top + suffix)) for suffix in ("", ".py"))
+    if not here and importlib.util.find_spec(top) is None:
+        raise ConfigurationError(
+            f"a module that can be imported is expected after -m. Received: {name!r}. Check its name and PYTHONPATH."
+        )
+
+
+def _check_nodes(chosen):
+    if chosen.node_rank >= chosen.nodes:
+        raise ConfigurationError(
+            "--node-rank is expected to be less than --nodes. "
+            f"Received: --node-rank {chosen.node_rank}, --nodes {chosen.nodes}. Nodes count from 0."
+        )
+    if chosen.nodes > 1 and not chosen.address:
+        raise ConfigurationError(
+            f"--address is expected with --nodes {chosen.nodes}. Received: none. "
+            "Give node 0's address and a free port there, the same on all nodes."
+        )
+    if chosen.address:
+        parse_address(chosen.address, "--address")
+
+
+def _check_variables(environ):
+    """Refuses variables that every worker would stumble over."""
+    variables.timeout(environ)
+    variables.port(environ, 1)
+    if environ.get("TFDIST_RANK", ""):
+        raise ConfigurationError(
+            "TFDIST_RANK is expected not to be set where `tfdist run` starts. "
+            f"Received: TFDIST_RANK={environ['TFDIST_RANK']!r}. Do not start `tfdist run` inside a worker; else unset it."
+        )
+    stray = [name for name in ("TFDIST_WORLD_SIZE", "TFDIST_LOCAL_RANK", "TFDIST_LOCAL_WORLD_SIZE", "TFDIST_STORE")
+             if environ.get(name, "")]  # fmt: skip
+    if stray:
+        raise ConfigurationError(
+            f"{stray[0]} is expected not to be set where `tfdist run` starts. "
+            f"Received: {stray[0]}={environ[stray[0]]!r}. Unset it."
+        )
+
+
+def _check_strategy(name, world_size):
+    if name not in STRATEGIES:
+        close = difflib.get_close_matches(name, STRATEGIES, 1)
+        hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
+        raise ConfigurationError(f"a strategy is expected: {' or '.join(STRATEGIES)}. Received: {name!r}. {hint}")
+    if name == "mirrored" and world_size > 1:
+        raise ConfigurationError(
+            "the strategy mirrored is expected to run in one process: its workers would train unrelated models. "
+            f"Received: {world_size} workers. Use -n 1, or --strategy ring."
+        )
