@@ -1,0 +1,80 @@
+"""`tf.data` on several workers: every worker takes its rows of the same global batches."""
+
+import tensorflow as tf
+
+from tfdist.data import uneven
+
+_POLICY = tf.data.experimental.AutoShardPolicy
+_MARK = "_tfdist_is_distributed"
+
+
+def mark(dataset):
+    """Marks `dataset` as holding this worker's rows only."""
+    setattr(dataset, _MARK, True)
+    return dataset
+
+
+def distribute(strategy, dataset):
+    """Returns this worker's part of `dataset`, batched to the global batch size.
+
+    Under the policies AUTO and DATA every worker iterates the same batches and keeps a contiguous share of the rows of
+    each, so that the union is what one process sees, in the same batches. Under OFF the dataset is this worker's own.
+
+    Args:
+      strategy: the strategy, for rank, world size and agreement.
+      dataset: a `tf.data.Dataset` of batches.
+
+    Returns:
+      A `tf.data.Dataset`, or an iterable of batches where workers may run out of data at different times.
+    """
+    if strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or getattr(dataset, _MARK, False):
+        return dataset
+    policy = dataset.options().experimental_distribute.auto_shard_policy
+    if policy == _POLICY.OFF:
+        return uneven.InStep(strategy, uneven.rebatch(dataset, strategy))
+    if policy == _POLICY.FILE:
+        return uneven.InStep(strategy, uneven.rebatch(uneven.shard_files(dataset, strategy), strategy))
+    return mark(share_rows(dataset, strategy.rank, strategy.world_size))
+
+
+def keep_in_step(strategy, dataset):
+    """Returns a worker's own `dataset` so that it ends only when every worker's has ended."""
+    return uneven.InStep(strategy, dataset) if strategy.world_size > 1 else dataset
+
+
+def share_rows(dataset, rank, world_size):
+    """Returns `dataset` with every batch cut to the rows of `rank`; the number of batches stays the same."""
+    shared = dataset.map(lambda *batch: _cut(batch, rank, world_size), num_parallel_calls=tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = True  # workers must see the same batches in the same order
+    return shared.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _cut(batch, rank, world_size):
+    batch = batch[0] if len(batch) == 1 else batch
+    return tf.nest.map_structure(lambda leaf: _rows(leaf, rank, world_size), batch)
+
+
+def _rows(leaf, rank, world_size):
+    if isinstance(leaf, tf.SparseTensor):
+        start, size = _share(leaf.dense_shape[0], rank, world_size)
+        begin = tf.concat([[start], tf.zeros_like(leaf.dense_shape[1:])], axis=0)
+        cut = tf.sparse.slice(leaf, begin, tf.concat([[size], leaf.dense_shape[1:]], axis=0))
+        return cut
+    if isinstance(leaf, tf.RaggedTensor):
+        start, size = _share(leaf.nrows(tf.int64), rank, world_size)
+        return leaf[start : start + size]
+    if not isinstance(leaf, tf.Tensor) or leaf.shape.rank == 0:
+        return leaf
+    start, size = _share(tf.shape(leaf, out_type=tf.int64)[0], rank, world_size)
+    cut = leaf[start : start + size]
+    if leaf.shape.rank is not None and leaf.shape[0] is not None:
+        num_rows = int(leaf.shape[0])
+        cut.set_shape([num_rows // world_size + (rank < num_rows % world_size), *leaf.shape[1:]])
+    return cut
+
+
+def _share(num_rows, rank, world_size):
+    """Returns `(start, size)`, as `permutation.share`, for a number of rows that is a tensor."""
+    base, extra = num_rows // world_size, num_rows % world_size
+    return rank * base + tf.minimum(tf.cast(rank, tf.int64), extra), base + tf.cast(rank < extra, tf.int64)

@@ -1,0 +1,21 @@
+"""Variables start equal: the chief's initial value is everybody's."""
+
+import tensorflow as tf
+
+
+def from_chief(strategy, arguments):
+    """Returns the initial value of a variable on rank 0, evaluated once, as an eager tensor.
+
+    Args:
+      strategy: the strategy in whose scope the variable is made.
+      arguments: keyword arguments of the variable.
+    """
+    initial, dtype = arguments.get("initial_value"), arguments.get("dtype")
+    with tf.init_scope():
+        if not tf.executing_eagerly():
+            return initial
+        value = initial() if callable(initial) else initial
+        if tf.is_tensor(value) and not hasattr(value, "numpy"):
+            return initial  # a tensor of the graph being traced: computed alike by every rank
+        value = tf.convert_to_tensor(value, dtype=dtype)
+        return strategy.broadcast(value, name=arguments.get("name") or "variable")

@@ -1,0 +1,44 @@
+"""Array input: the order of an epoch is drawn alike on all workers, and each gathers only its own rows."""
+
+import keras
+import tensorflow as tf
+
+from tfdist.data import permutation, sharding
+
+
+def get_tf_dataset(original, adapter):
+    """Stands in for Keras's `ArrayDataAdapter.get_tf_dataset`.
+
+    Keras has checked, converted and weighted the arrays by now; only the order and the cutting into batches is ours.
+    Inputs that are not dense tensors are left to Keras, and cut by rows afterwards.
+    """
+    from tfdist.strategies import keras_trainer
+
+    call = keras_trainer.current_call()
+    if call is None:
+        return original(adapter)
+    inputs = _dense_inputs(adapter)
+    if inputs is None:
+        return original(adapter)
+    dataset = permutation.batches(
+        inputs,
+        num_rows=adapter._num_samples,
+        batch_size=adapter.batch_size,
+        shuffle=adapter._shuffle,
+        seed=call.seed,
+        rank=call.strategy.rank,
+        world_size=call.strategy.world_size,
+    )
+    return sharding.mark(dataset)
+
+
+def _dense_inputs(adapter):
+    """Returns the adapter's arrays as tensors, or None where one of them is sparse or ragged."""
+    from keras.src.trainers.data_adapters import array_slicing  # not public: conversion of pandas, floatx, strings
+
+    inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    inputs = keras.tree.lists_to_tuples(inputs)
+    for leaf in keras.tree.flatten(inputs):
+        if leaf is not None and not isinstance(leaf, tf.Tensor):
+            return None
+    return inputs

@@ -1,0 +1,91 @@
+"""Gradients are reduced before Keras looks at them.
+
+Clipping, loss scaling, accumulation, weight decay and moving averages all live inside `Optimizer.apply`. They must see
+the gradient of the whole batch, so the reduction happens at the door of the outermost `apply`.
+"""
+
+import tensorflow as tf
+
+from tfdist import errors
+from tfdist.strategies import rows as batch_rows
+from tfdist.strategies import state
+from tfdist.strategies import step as replica_step
+from tfdist.strategies.replica import AbstractReplicaStrategy
+
+
+def apply(original, optimizer, grads, trainable_variables=None):
+    """Stands in for `Optimizer.apply`."""
+    step = replica_step.current()
+    if step is None:
+        _refuse_outside_of_run()
+        return original(optimizer, grads, trainable_variables)
+    if not step.optimizer_depth:
+        grads = reduce_gradients(step, optimizer, list(grads), trainable_variables)
+    step.optimizer_depth += 1
+    try:
+        return original(optimizer, grads, trainable_variables)
+    finally:
+        step.optimizer_depth -= 1
+
+
+def reduce_gradients(step, optimizer, gradients, variables):
+    """Returns the gradients of the whole batch, None where there was None.
+
+    Args:
+      step: the current `ReplicaStep`.
+      optimizer: the Keras optimizer that will apply them.
+      gradients: list of tensors, `tf.IndexedSlices` or None, in order of creation.
+      variables: the variables they belong to, or None.
+    """
+    variables = list(variables) if variables is not None else optimizer._trainable_variables
+    present = [i for i in reversed(range(len(gradients))) if gradients[i] is not None]
+    if not present:
+        return gradients
+    op, factor = step.gradient_rule()
+    tensors = [gradients[i] for i in present]
+    if op == "sum" and batch_rows.may_be_empty(step.rows):
+        tensors = [state.mask(step.has_rows(), tensor) for tensor in tensors]
+    reduced = step.strategy.all_reduce(
+        tensors,
+        op,
+        weight=step.weight() if op == "mean" else None,
+        step=tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64),
+        name="gradients",
+        names=[_name(variables[i]) for i in present],
+    )
+    result = list(gradients)
+    for i, tensor in zip(present, reduced):
+        result[i] = _scaled(tensor, factor)
+    return result
+
+
+def _scaled(tensor, factor):
+    if factor == 1:
+        return tensor
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(_scaled(tensor.values, factor), tensor.indices, tensor.dense_shape)
+    return tensor * tf.cast(factor, tensor.dtype)
+
+
+def _name(variable):
+    return getattr(variable, "path", None) or variable.name
+
+
+def _refuse_outside_of_run():
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, AbstractReplicaStrategy) or strategy.world_size == 1:
+        return
+    raise errors.ConfigurationError(
+        "Gradients are reduced inside a replica function only. Received: Optimizer.apply called outside of "
+        "strategy.run. Put the training step into a function and call strategy.run(step, args=(batch,))."
+    )
+
+
+def next_seed(original, generator, *args, **kwargs):
+    """Stands in for `SeedGenerator.next`: equal state on all ranks, but other draws (dropout masks) on each."""
+    seed = original(generator, *args, **kwargs)
+    step = replica_step.current()
+    if step is None or step.strategy.rank == 0:
+        return seed
+    fold = tf.constant([step.strategy.rank * 1_000_003, 0], dtype=tf.int64)
+    return seed + tf.cast(fold, seed.dtype)

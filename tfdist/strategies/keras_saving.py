@@ -1,0 +1,63 @@
+"""Only the chief writes; the others wait until it has."""
+
+import collections
+import threading
+
+import keras
+from absl import logging
+
+from tfdist.strategies.replica import AbstractReplicaStrategy
+
+_CHIEF_ONLY = ("TensorBoard", "CSVLogger", "RemoteMonitor", "ProgbarLogger")
+_lock = threading.Lock()  # guards _counts
+_counts = collections.Counter()
+
+
+def save(original, model, *args, **kwargs):
+    """Stands in for `Model.save`, `Model.save_weights` and `Model.export`.
+
+    A worker that is not the chief waits until the chief has finished its save of the same path, the n-th one, so that
+    it may load the file at once. The chief never waits: `if tfdist.is_chief(): model.save(path)` works too.
+    """
+    strategy = model.distribute_strategy
+    if not isinstance(strategy, AbstractReplicaStrategy) or strategy.world_size == 1:
+        return original(model, *args, **kwargs)
+    path = str(args[0] if args else kwargs.get("filepath"))
+    with _lock:
+        _counts[path] += 1
+        event = f"saved/{_counts[path]}/{path}"
+    if strategy.is_chief:
+        result = original(model, *args, **kwargs)
+        strategy.announce(event)
+        return result
+    logging.log_first_n(logging.INFO, "Rank %d does not write %s: the chief does.", 1, strategy.rank, path)
+    strategy.await_announcement(event)
+    return None
+
+
+def callbacks_of(strategy, callbacks):
+    """Returns the callbacks that this worker runs: all on the chief, elsewhere none that writes by itself."""
+    if strategy.is_chief:
+        return callbacks
+    kept = []
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            kept.append(_RestoreOnly(callback))
+        elif not any(base.__name__ in _CHIEF_ONLY for base in type(callback).__mro__):
+            kept.append(callback)
+    return kept
+
+
+class _RestoreOnly(keras.callbacks.Callback):
+    """`BackupAndRestore` without the backup."""
+
+    def __init__(self, callback):
+        super().__init__()
+        self._callback = callback
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs=None):
+        self._callback.on_train_begin(logs)

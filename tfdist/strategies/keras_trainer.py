@@ -1,0 +1,190 @@
+"""`fit`, `evaluate` and `predict` on every worker: agreement before, the chief's voice during, all rows after."""
+
+import contextlib
+import inspect
+import threading
+import weakref
+import zlib
+
+import keras
+import numpy as np
+
+from tfdist import errors
+from tfdist.data import permutation, py_dataset
+from tfdist.strategies import keras_saving, keras_steps
+from tfdist.strategies.replica import AbstractReplicaStrategy
+
+_LOCAL = threading.local()
+_predict_functions = weakref.WeakKeyDictionary()
+
+
+class TrainerCall:
+    """A `fit`, `evaluate` or `predict` that is going on: where its data gets strategy and seed from.
+
+    Args:
+      strategy: the strategy of the model.
+      seed: list of ints that decides the order of array data.
+    """
+
+    def __init__(self, strategy, seed):
+        self.strategy = strategy
+        self.seed = seed
+
+
+def current_call():
+    """Returns this thread's innermost `TrainerCall`, or None."""
+    return getattr(_LOCAL, "call", None)
+
+
+def fit(original, model, *args, **kwargs):
+    """Stands in for `Model.fit`."""
+    strategy = _strategy_of(model)
+    if strategy is None:
+        return original(model, *args, **kwargs)
+    _refuse_jit(model)
+    call = _bind(original, model, args, kwargs)
+    strategy.num_fit_calls += 1
+    seed = [permutation.job_seed(strategy), strategy.num_fit_calls]
+    strategy.agree("model.fit", _description(model, call, strategy, seed))
+    if isinstance(call["x"], keras.utils.PyDataset) and call["shuffle"]:
+        call["x"], call["shuffle"] = py_dataset.SharedOrder(call["x"], seed), False
+    call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
+    _be_quiet(strategy, call)
+    with _calling(strategy, seed):
+        history = original(model, **call)
+    strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
+    return history
+
+
+def evaluate(original, model, *args, **kwargs):
+    """Stands in for `Model.evaluate`."""
+    return _without_training(original, model, args, kwargs)
+
+
+def predict(original, model, *args, **kwargs):
+    """Stands in for `Model.predict`: all rows, in order, on every worker."""
+    with keras_steps.gathering() if _strategy_of(model) else contextlib.nullcontext():
+        return _without_training(original, model, args, kwargs)
+
+
+def make_predict_function(original, model, force=False):
+    """Stands in for `Model.make_predict_function`.
+
+    `predict` gathers all rows and `predict_on_batch` does not: each gets a function of its own, so that the
+    trace of one is never taken for the other.
+    """
+    if _strategy_of(model) is None:
+        return original(model, force=force)
+    made = _predict_functions.setdefault(model, {})
+    if force or model.predict_function is None:
+        made.clear()
+    key = keras_steps.is_gathering()
+    if key not in made:
+        original(model, force=True)
+        made[key] = model.predict_function
+    model.predict_function = made[key]
+    return made[key]
+
+
+def _without_training(original, model, args, kwargs):
+    strategy = _strategy_of(model)
+    if strategy is None:
+        return original(model, *args, **kwargs)
+    _refuse_jit(model)
+    call = _bind(original, model, args, kwargs)
+    _be_quiet(strategy, call)
+    with _calling(strategy, [0]):
+        return original(model, **call)
+
+
+def _strategy_of(model):
+    """Returns the model's strategy if it is one of ours with several workers, else None."""
+    strategy = model.distribute_strategy
+    if isinstance(strategy, AbstractReplicaStrategy) and strategy.world_size > 1:
+        return strategy
+    return None
+
+
+@contextlib.contextmanager
+def _calling(strategy, seed):
+    outer = current_call()
+    _LOCAL.call = TrainerCall(strategy, seed)
+    try:
+        yield
+    finally:
+        _LOCAL.call = outer
+
+
+def _bind(original, model, args, kwargs):
+    bound = inspect.signature(original).bind(model, *args, **kwargs)
+    bound.apply_defaults()
+    call = dict(bound.arguments)
+    call.pop("self")
+    call.update(call.pop("kwargs", {}))
+    return call
+
+
+def _refuse_jit(model):
+    if model.compiled and model.jit_compile:
+        raise errors.ConfigurationError(
+            "Collectives of several workers do not run inside XLA. Received: jit_compile=True. "
+            "Compile the model with jit_compile=False or jit_compile='auto'."
+        )
+
+
+def _be_quiet(strategy, call):
+    if not strategy.is_chief and not isinstance(call["callbacks"], keras.callbacks.CallbackList):
+        call["verbose"] = 0
+
+
+def _fit_callbacks(strategy, callbacks, initial_epoch):
+    start = _AgreeOnStart(strategy, initial_epoch)
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(start)
+        return callbacks
+    callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
+    return [*keras_saving.callbacks_of(strategy, callbacks), start]
+
+
+class _AgreeOnStart(keras.callbacks.Callback):
+    """Runs after every other callback has had its say about where training starts and from which weights."""
+
+    def __init__(self, strategy, initial_epoch):
+        super().__init__()
+        self._strategy = strategy
+        self._initial_epoch = initial_epoch
+
+    def on_train_begin(self, logs=None):
+        epoch = getattr(self.model, "_initial_epoch", None) or self._initial_epoch
+        values = {"initial epoch": epoch}
+        for position, variable in enumerate(self.model.trainable_variables):
+            values[f"weights of variable {position}"] = f"{_tail(variable)} crc32 {_checksum(variable)}"
+        self._strategy.agree("start of training (restored weights differ? see BroadcastInitialState)", values)
+
+
+def _description(model, call, strategy, seed):
+    values = {key: call[key] for key in ("batch_size", "epochs", "steps_per_epoch", "validation_split")}
+    values = {key: repr(value) for key, value in values.items()}
+    values.update({"shuffle": repr(call["shuffle"]), "fit call": strategy.num_fit_calls, "data seed": seed[0]})
+    values.update({"rows": _rows(call["x"]), "type of x": type(call["x"]).__name__})
+    values["validation"] = repr(call["validation_data"] is not None)
+    values["number of variables"] = len(model.variables)
+    for position, variable in enumerate(model.variables):
+        values[f"variable {position}"] = f"{_tail(variable)} {tuple(variable.shape)} {variable.dtype}"
+    return values
+
+
+def _rows(x):
+    for leaf in keras.tree.flatten(x):
+        shape = getattr(leaf, "shape", None)
+        if shape is not None and len(shape):
+            return str(shape[0])
+    return "unknown"
+
+
+def _tail(variable):
+    return variable.path.rsplit("/", 1)[-1]
+
+
+def _checksum(variable):
+    return zlib.crc32(np.ascontiguousarray(variable.numpy()).view(np.uint8).data)

@@ -1,0 +1,319 @@
+"""What the strategies of one replica per process share: the `tf.distribute` face without the algorithm.
+
+Variables are plain `tf.Variable`s, equal on all workers; a replica function runs once per process, in the process
+itself. A strategy adds how gradients travel (`AbstractReplicaStrategy.reduce_gradients`).
+"""
+
+import abc
+import itertools
+import threading
+import weakref
+
+import tensorflow as tf
+
+from tfdist.strategies import devices, initial_value, rows as batch_rows, state
+from tfdist.strategies import step as replica_step
+from tfdist.strategies.keras_steps import describe, finish
+
+
+class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
+    """A strategy with one replica per process.
+
+    Args:
+      group: the `tfdist.comm.Group` whose ranks train together; None for a single worker.
+      seed: int or None, the seed of everything that must be drawn alike on all workers (order of the data).
+    """
+
+    def __init__(self, group, seed=None):
+        self.group = group
+        self.rank = group.rank if group else 0
+        self.world_size = group.world_size if group else 1
+        self.seed = seed
+        self.num_fit_calls = 0
+        super().__init__(ReplicaExtended(self))
+
+    @abc.abstractmethod
+    def all_reduce(self, tensors, op="sum", weight=None, step=None, name="", names=None):
+        """Combines `tensors` over all workers; see `graph_bridge.all_reduce`."""
+
+    @abc.abstractmethod
+    def broadcast(self, tensor, name=""):
+        """Returns rank 0's `tensor` on every worker."""
+
+    @abc.abstractmethod
+    def all_gather(self, tensor, name=""):
+        """Returns the tensors of all workers, concatenated along the first axis in the order of ranks."""
+
+    @property
+    def is_chief(self):
+        """Whether this worker is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    def run(self, fn, args=(), kwargs=None, options=None):
+        """Runs `fn` on this worker's share of the data; see `tf.distribute.Strategy.run`."""
+        with self.extended.called_function(fn):
+            return super().run(fn, args=args, kwargs=kwargs, options=options)
+
+    def agree(self, label, values):
+        """Raises `MismatchError` on every worker unless `values` (a dict) is the same on all; also a barrier."""
+        if self.world_size > 1:
+            self.group.agree(label, values)
+
+    def share_bytes(self, value):
+        """Returns rank 0's `value` (bytes) on every worker."""
+        return self.group.all_gather_bytes(value if self.rank == 0 else b"")[0] if self.world_size > 1 else value
+
+
+class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
+    """`strategy.extended` of the strategies of one replica per process."""
+
+    def __init__(self, strategy):
+        super().__init__(strategy)
+        self._rank = strategy.rank
+        self._world_size = strategy.world_size
+        self._device = devices.choose(strategy.rank)
+        self._local = threading.local()
+        self._created = itertools.count()
+        self._written = {}
+
+    # Replica functions
+
+    def called_function(self, fn):
+        return _Called(self._local, fn)
+
+    def _call_for_each_replica(self, fn, args, kwargs):
+        strategy = self._container_strategy()
+        kwargs = kwargs or {}
+        if self._world_size == 1:
+            with tf.distribute.ReplicaContext(strategy, 0):
+                return fn(*args, **kwargs)
+        original = getattr(self._local, "function", None) or fn
+        rows = batch_rows.count_rows(args, kwargs)
+        kind, model, sums_loss = describe(original)
+        step = replica_step.ReplicaStep(strategy, kind, model, rows, sums_loss)
+        self.rows_variable().assign(rows)
+        if step.is_keras and batch_rows.may_be_empty(rows):
+            args, kwargs = batch_rows.pad_empty((args, kwargs))
+        with tf.distribute.ReplicaContext(strategy, self._rank), step, _FoldedSeed(self._rank):
+            if kind != replica_step.PREDICT:
+                self._expect_writes(step)
+            return finish(step, fn(*args, **kwargs))
+
+    def rows_variable(self):
+        """The row count of this thread's latest call, for functions nested in the replica function."""
+        if not hasattr(self._local, "rows"):
+            with tf.init_scope(), tf.device("/device:CPU:0"):
+                self._local.rows = tf.Variable(0, dtype=tf.int64, trainable=False, name="rows")
+        return self._local.rows
+
+    # Variables
+
+    def _create_variable(self, next_creator, **kwargs):
+        kwargs.pop("colocate_with", None)
+        if self._world_size > 1:
+            strategy = self._container_strategy()
+            kwargs["initial_value"] = initial_value.from_chief(strategy, kwargs)
+        variable = next_creator(**kwargs)
+        if self._world_size > 1:
+            variable._tfdist_creation_index = next(self._created)
+            if state.rule_of(variable):
+                reference = weakref.ref(variable)
+                state.watch(variable, lambda: _note_write(reference))
+        return variable
+
+    def creation_index(self, variable):
+        """Returns the position of `variable` in the order of creation, the same on all workers."""
+        return getattr(variable, "_tfdist_creation_index", -1)
+
+    def remember_written(self, variable, nested):
+        """Records that replica functions write `variable`; `nested`: from inside a nested function."""
+        known = self._written.get(id(variable))
+        self._written[id(variable)] = (weakref.ref(variable), nested or bool(known and known[1]))
+
+    def _expect_writes(self, step):
+        """A function traced earlier writes without passing our eyes: expect what was ever written that way."""
+        for key, (reference, nested) in list(self._written.items()):
+            variable = reference()
+            if variable is None:
+                del self._written[key]
+            elif nested or step.graph is None:
+                step.expect_write(variable)
+
+    # Communication
+
+    def _use_merge_call(self):
+        return False
+
+    def _replica_ctx_all_reduce(self, reduce_op, value, options=None):
+        step = replica_step.current()
+        if self._world_size == 1 or (step and step.optimizer_depth):
+            return value
+        flat = tf.nest.flatten(value)
+        op = _name_of(reduce_op)
+        if step and step.is_keras and op == "sum" and batch_rows.may_be_empty(step.rows):
+            flat = [state.mask(step.has_rows(), tensor) for tensor in flat]
+        return tf.nest.pack_sequence_as(value, self._container_strategy().all_reduce(flat, op, name="all_reduce"))
+
+    def _replica_ctx_update(self, var, fn, args=(), kwargs=None, group=True):
+        return self._update(var, fn, args, kwargs or {}, group)
+
+    def _reduce_to(self, reduce_op, value, destinations, options):
+        if self._world_size == 1:
+            return value
+        flat = [_as_tensor(leaf) for leaf in tf.nest.flatten(value)]
+        reduced = self._container_strategy().all_reduce(flat, _name_of(reduce_op), name="reduce")
+        return tf.nest.pack_sequence_as(value, reduced)
+
+    def _batch_reduce_to(self, reduce_op, value_destination_pairs, options):
+        values = [value for value, _ in value_destination_pairs]
+        return self._reduce_to(reduce_op, values, None, options)
+
+    def _gather_to_implementation(self, value, destinations, axis, options):
+        if self._world_size == 1:
+            return value
+        value = tf.convert_to_tensor(value)
+        axis = axis + value.shape.rank if axis < 0 else axis
+        order = [axis, *(i for i in range(value.shape.rank) if i != axis)]
+        gathered = self._container_strategy().all_gather(tf.transpose(value, order), name="gather")
+        return tf.transpose(gathered, [order.index(i) for i in range(value.shape.rank)])
+
+    def _broadcast_to(self, tensor, destinations):
+        return tensor
+
+    def _update(self, var, fn, args, kwargs, group):
+        result = fn(var, *args, **kwargs)
+        return result if group else tf.nest.map_structure(self._local_results, result)
+
+    def _update_non_slot(self, colocate_with, fn, args, kwargs, group):
+        result = fn(*args, **kwargs)
+        return result if group else tf.nest.map_structure(self._local_results, result)
+
+    # Data
+
+    def _experimental_distribute_dataset(self, dataset, options):
+        from tfdist.data import sharding
+
+        return sharding.distribute(self._container_strategy(), dataset)
+
+    def _distribute_datasets_from_function(self, dataset_fn, options):
+        from tfdist.data import sharding
+
+        context = tf.distribute.InputContext(self._world_size, self._rank, self._world_size)
+        return sharding.keep_in_step(self._container_strategy(), dataset_fn(context))
+
+    def _make_dataset_iterator(self, dataset):
+        return iter(self._experimental_distribute_dataset(dataset, None))
+
+    def _make_input_fn_iterator(self, input_fn, replication_mode=None):
+        return iter(self._distribute_datasets_from_function(input_fn, None))
+
+    def _experimental_distribute_values_from_function(self, value_fn):
+        context = tf.distribute.experimental.ValueContext(self._rank, self._world_size)
+        return value_fn(context)
+
+    def _experimental_make_numpy_dataset(self, numpy_input, session):
+        return tf.data.Dataset.from_tensor_slices(numpy_input)
+
+    # Facts
+
+    @property
+    def _num_replicas_in_sync(self):
+        step = replica_step.current()
+        if step is not None and step.strategy is self._container_strategy():
+            return step.answer_replica_count()
+        return self._world_size
+
+    def _get_local_replica_id(self, replica_id_in_sync_group):
+        return 0
+
+    def _get_replica_id_in_sync_group(self, replica_id):
+        return self._rank
+
+    def _in_multi_worker_mode(self):
+        return False
+
+    def value_container(self, value):
+        return value
+
+    def read_var(self, v):
+        return v.read_value() if hasattr(v, "read_value") else v
+
+    def non_slot_devices(self, var_list):
+        return (self._device,)
+
+    @property
+    def worker_devices(self):
+        return (self._device,)
+
+    @property
+    def parameter_devices(self):
+        return (self._device,)
+
+    @property
+    def experimental_between_graph(self):
+        return True
+
+    @property
+    def experimental_should_init(self):
+        return True
+
+    @property
+    def should_checkpoint(self):
+        return self._rank == 0
+
+    @property
+    def should_save_summary(self):
+        return self._rank == 0
+
+    @property
+    def _global_batch_size(self):
+        return True
+
+
+class _Called:
+    """Remembers the function given to `run`, which TensorFlow wraps before it reaches the replica call."""
+
+    def __init__(self, local, fn):
+        self._local = local
+        self._fn = fn
+
+    def __enter__(self):
+        self._outer = getattr(self._local, "function", None)
+        self._local.function = self._fn
+
+    def __exit__(self, *exc_info):
+        self._local.function = self._outer
+
+
+class _FoldedSeed:
+    """Gives random operations of TensorFlow (not Keras) other seeds on every rank while a graph is built."""
+
+    def __init__(self, rank):
+        self._rank = rank
+
+    def __enter__(self):
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        if self._graph is not None and self._graph.seed is not None:
+            self._seed = self._graph.seed
+            self._graph.seed = (self._seed + 1_000_003 * self._rank) % 2**31
+        else:
+            self._graph = None
+
+    def __exit__(self, *exc_info):
+        if self._graph is not None:
+            self._graph.seed = self._seed
+
+
+def _note_write(reference):
+    step = replica_step.current()
+    variable = reference()
+    if step is not None and variable is not None:
+        step.note_write(variable)
+
+
+def _name_of(reduce_op):
+    return reduce_op.value.lower() if isinstance(reduce_op, tf.distribute.ReduceOp) else str(reduce_op).lower()
+
+
+def _as_tensor(value):
+    return value if isinstance(value, (tf.Tensor, tf.IndexedSlices)) else tf.convert_to_tensor(value)

@@ -1,0 +1,72 @@
+"""Synchronous training without a server: gradients are summed around a ring of workers."""
+
+import tensorflow as tf
+
+from tfdist.strategies.replica import AbstractReplicaStrategy
+
+_TRAVELLING = (tf.float32, tf.float64, tf.bfloat16, tf.float16, tf.int32, tf.int64)
+
+
+class RingAllReduceStrategy(AbstractReplicaStrategy):
+    """Trains one model on several workers, each on its share of every batch.
+
+    Choose it where the workers are alike and the network between them is good; it is the default of tfdist. With m
+    workers and step size eta,
+
+        theta <- theta - eta / N * sum_i n_i g_i,    N = sum_i n_i
+
+    where g_i is the mean gradient over worker i's n_i rows, so that the result is that of one process on the whole
+    batch, whatever the shares are. One step sends 2 (P - 1) / P S bytes per worker, P workers, S bytes of gradients.
+
+    `fit(batch_size=)` is the global batch. `fit`, `evaluate` and `predict` return the same on every worker.
+
+    Args:
+      group: a `tfdist.comm.Group`; default: the group of this process, formed from its environment.
+      seed: int, the seed for the order of the data; default: taken from rank 0's Python random state, so that
+        `keras.utils.set_random_seed` makes a run repeatable.
+      timeout: seconds to wait for other workers in a collective; default: the group's.
+
+    Raises:
+      ConfigurationError: if Keras runs on another backend than TensorFlow.
+      RendezvousError: if the group did not form.
+
+    Example:
+
+    ```python
+    strategy = tfdist.RingAllReduceStrategy()
+    with strategy.scope():
+        model = keras.Sequential([keras.layers.Dense(10)])
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, batch_size=64)
+    ```
+
+    Reference: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
+    """
+
+    def __init__(self, group=None, *, seed=None, timeout=None):
+        from tfdist.strategies import setup
+
+        setup.check_keras()
+        super().__init__(setup.form_group(group, timeout), seed=seed)
+        setup.prepare(self)
+
+    def all_reduce(self, tensors, op="sum", weight=None, step=None, name="", names=None):
+        from tfdist.strategies import graph_bridge
+
+        return graph_bridge.all_reduce(
+            list(tensors), op, group=self.group, weight=weight, step=step, name=name, names=names
+        )
+
+    def broadcast(self, tensor, name=""):
+        from tfdist.strategies import graph_bridge
+
+        if tensor.dtype in _TRAVELLING:
+            return graph_bridge.broadcast(tensor, group=self.group, name=name)
+        value = tf.io.parse_tensor(self.share_bytes(tf.io.serialize_tensor(tensor).numpy()), tensor.dtype)
+        value.set_shape(tensor.shape)
+        return value
+
+    def all_gather(self, tensor, name=""):
+        from tfdist.strategies import graph_bridge
+
+        return graph_bridge.all_gather(tensor, group=self.group, name=name)

@@ -1,0 +1,143 @@
+"""State that replicas write during a step (metrics, moving statistics) is made equal on all of them.
+
+Once a step is over, everything that it wrote outside of the optimizer is combined in **one** collective:
+
+    sum    (Keras metrics)             s <- s_old + sum_i (s_i - s_old)
+    mean   (moving statistics)         s <- sum_i n_i s_i / sum_i n_i        n_i rows on worker i
+    first  (aggregation "only_first_replica")   s <- s_0
+
+so logs, saving, early stopping and evaluation need no further communication. Floating scalars that a step returns
+beside its metrics ride along as a mean over rows. A worker without rows contributes nothing, not even a NaN.
+"""
+
+import tensorflow as tf
+
+_WRITERS = (
+    "assign assign_add assign_sub scatter_add scatter_sub scatter_update scatter_max scatter_min scatter_mul "
+    "scatter_div batch_scatter_update scatter_nd_add scatter_nd_sub scatter_nd_update scatter_nd_max scatter_nd_min"
+).split()
+_SEED_STATE = "seed_generator_state"
+_NARROW = (tf.float16, tf.bfloat16)
+
+
+def rule_of(variable):
+    """Returns `"sum"`, `"mean"`, `"first"`, or None for a variable that replicas keep equal by themselves."""
+    if variable.trainable or variable.dtype in (tf.string, tf.resource, tf.variant):
+        return None
+    aggregation = variable.aggregation
+    if aggregation == tf.VariableAggregation.SUM:
+        return "sum"
+    if aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA:
+        return "first"
+    if not variable.dtype.is_floating or _SEED_STATE in variable.name:
+        return None
+    return "mean"
+
+
+def watch(variable, note):
+    """Calls `note()` before every write to `variable` through its methods."""
+    for name in _WRITERS:
+        method = getattr(variable, name, None)
+        if method is not None:
+            setattr(variable, name, _noting(method, note))
+
+
+def _noting(method, note):
+    def write(*args, **kwargs):
+        note()
+        return method(*args, **kwargs)
+
+    return write
+
+
+def reconcile(step, all_reduce, rank, logs=()):
+    """Makes what `step` wrote equal on all ranks.
+
+    Args:
+      step: the `ReplicaStep` that has just ended.
+      all_reduce: callable `(tensors, names) -> tensors`, summing over all ranks.
+      rank: this worker's rank.
+      logs: floating scalars to be averaged over rows in the same collective.
+
+    Returns:
+      The averaged `logs`, a list.
+    """
+    entries = sorted(step.written.values(), key=lambda entry: step.strategy.extended.creation_index(entry[0]))
+    if not entries and not logs:
+        return list(logs)
+    step.is_recording = False
+    message = _Message(step.has_rows(), step.weight())
+    for variable, old in entries:
+        message.add_state(variable, old, rank)
+    for position, log in enumerate(logs):
+        message.add_mean(tf.convert_to_tensor(log), f"log {position}")
+    message.exchange(all_reduce)
+    for variable, old in entries:
+        variable.assign(message.take_state(variable, old))
+    return [message.take_mean(tf.convert_to_tensor(log).dtype) for log in logs]
+
+
+class _Message:
+    """The tensors of one fused sum, put in and taken out in the same order."""
+
+    def __init__(self, has_rows, weight):
+        self._has_rows = has_rows
+        self._weight = weight
+        self._tensors = []
+        self._names = []
+        self._weights = {}
+
+    def add_state(self, variable, old, rank):
+        rule, value = rule_of(variable), variable.read_value()
+        if rule == "mean":
+            self.add_mean(value, variable.name)
+        elif rule == "sum":
+            self._append(self._or_zero(_wide(value) - _wide(old)), variable.name)
+        else:
+            value = tf.cast(value, tf.int32) if value.dtype == tf.bool else _wide(value)
+            self._append(value if rank == 0 else tf.zeros_like(value), variable.name)
+
+    def add_mean(self, value, name):
+        value = _wide(value)
+        self._weights.setdefault(value.dtype, None)
+        self._append(self._or_zero(value * tf.cast(self._weight, value.dtype)), name)
+
+    def exchange(self, all_reduce):
+        weights = [tf.cast(self._weight, dtype) for dtype in self._weights]
+        names = self._names + [f"rows ({dtype.name})" for dtype in self._weights]
+        summed = all_reduce(self._tensors + weights, names)
+        self._results = iter(summed[: len(self._tensors)])
+        self._weights = dict(zip(self._weights, summed[len(self._tensors) :]))
+
+    def take_state(self, variable, old):
+        rule = rule_of(variable)
+        if rule == "mean":
+            return self.take_mean(variable.dtype)
+        result = next(self._results)
+        if rule == "sum":
+            result = _wide(old) + result
+        return tf.cast(result, variable.dtype)
+
+    def take_mean(self, dtype):
+        total = next(self._results)
+        return tf.cast(total / self._weights[total.dtype], dtype)
+
+    def _append(self, tensor, name):
+        self._tensors.append(tensor)
+        self._names.append(name)
+
+    def _or_zero(self, tensor):
+        return mask(self._has_rows, tensor)
+
+
+def mask(has_rows, tensor):
+    """Returns `tensor` where this worker holds rows, else zeros (also in place of NaN)."""
+    if has_rows is True:
+        return tensor
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(mask(has_rows, tensor.values), tensor.indices, tensor.dense_shape)
+    return tf.where(has_rows, tensor, tf.zeros_like(tensor))
+
+
+def _wide(tensor):
+    return tf.cast(tensor, tf.float32) if tensor.dtype in _NARROW else tensor
