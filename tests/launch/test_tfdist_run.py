@@ -1,0 +1,499 @@
+"""`tfdist run` with real processes. The scripts do without TensorFlow, so that each takes a fraction of a second."""
+
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+
+
+def _environment(**variables):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TFDIST_", "OMP_", "TF_"))}
+    return {**kept, "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, sys.path)]), **variables}
+
+
+def _command(*arguments):
+    return [sys.executable, "-m", "tfdist", *map(str, arguments)]
+
+
+def tfdist(*arguments, cwd=None, **variables):
+    """Runs `tfdist ...` to its end."""
+    return subprocess.run(
+        _command(*arguments), env=_environment(**variables), cwd=cwd, capture_output=True, text=True, timeout=60
+    )
+
+
+@contextlib.contextmanager
+def running(*arguments, lines=0, **variables):
+    """Starts `tfdist ...`, waits for so many lines on its stdout and yields the process; its session dies with it."""
+    process = subprocess.Popen(
+        _command(*arguments),
+        env=_environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        process.first_lines = [process.stdout.readline() for _ in range(lines)]
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text):
+        path = tmp_path / "script.py"
+        path.write_text("import os, signal, subprocess, sys, time\n"
+                        "rank = int(os.environ['TFDIST_RANK'])\n" + textwrap.dedent(text))  # fmt: skip
+        return path
+
+    return write
+
+
+def _is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _assert_gone(pids, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while any(map(_is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [pid for pid in pids if _is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def _numbers(lines):
+    return [int(number) for line in lines for number in re.findall(r"pid=(\d+)", line)]
+
+
+PRINT_PIDS = """
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+    print(f"pid={os.getpid()} pid={child.pid}")
+"""
+
+
+def test_the_script_gets_its_arguments_and_each_rank_its_place(script):
+    path = script(
+        """
+        print(sys.argv[1:], __name__, os.environ["TFDIST_RANK"], os.environ["TFDIST_LOCAL_RANK"],
+              os.environ["TFDIST_WORLD_SIZE"], os.environ["TFDIST_LOCAL_WORLD_SIZE"])
+        """
+    )
+    run = tfdist("run", "-n", "3", path, "-n", "7", "--strategy", "x", "--", "-m")
+    assert run.returncode == 0, run.stderr
+    words = ["-n", "7", "--strategy", "x", "--", "-m"]
+    assert sorted(run.stdout.splitlines()) == [f"[{r}] {words} __main__ {r} {r} 3 3" for r in range(3)]
+    assert run.stderr == ""
+
+
+def test_modules_run_too(tmp_path):
+    (tmp_path / "my_module.py").write_text("import sys; print(sys.argv[1:])")
+    run = tfdist("run", "-n2", "-m", "my_module", "-m", cwd=tmp_path)
+    assert sorted(run.stdout.splitlines()) == ["[0] ['-m']", "[1] ['-m']"], run.stderr
+
+
+def test_two_are_started_by_default(script):
+    assert len(tfdist("run", script("print(rank)")).stdout.splitlines()) == 2
+
+
+def test_one_worker(script):
+    run = tfdist("run", "-n", "1", script("import tfdist; print(tfdist.rank(), tfdist.size()); sys.exit(5)"))
+    assert run.stdout == "[0] 0 1\n"
+    assert run.returncode == 5
+    assert run.stderr.endswith("s. It wrote nothing to stderr.\n")
+
+
+def test_workers_meet_in_the_store_of_the_launcher(script):
+    path = script(
+        """
+        import tfdist
+        from tfdist.cluster.store import StoreClient
+        cluster = tfdist.cluster.current()
+        with StoreClient(cluster.store_address, cluster.secret, timeout=20.0) as store:
+            store.set(f"from/{cluster.rank}", str(cluster.rank).encode())
+            print(store.get(f"from/{1 - cluster.rank}"), cluster.serves_store, cluster.timeout, cluster.source)
+        """
+    )
+    run = tfdist("run", "-n", "2", "--timeout", "9", path)
+    assert sorted(run.stdout.splitlines()) == ["[0] b'1' False 9.0 tfdist run", "[1] b'0' False 9.0 tfdist run"]
+
+
+def test_the_secret_is_on_no_command_line(script):
+    path = script(
+        """
+        secret = os.environ["TFDIST_SECRET"]
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                words = open(f"/proc/{pid}/cmdline").read()
+            except OSError:
+                continue
+            assert secret not in words, words
+        print(len(secret))
+        """
+    )
+    run = tfdist("run", "-n", "2", path)
+    assert run.stdout == "[0] 64\n[1] 64\n" or run.stdout == "[1] 64\n[0] 64\n", run.stderr
+
+
+def test_lines_of_different_ranks_are_never_mixed(script):
+    path = script(
+        """
+        for number in range(300):
+            for part in (f"{rank}" * 50, " ", f"{number}", "\\n"):
+                os.write(1, part.encode())
+        os.write(1, b"end without newline")
+        """
+    )
+    lines = tfdist("run", "-n", "3", path).stdout.splitlines()
+    for rank in range(3):
+        mine = [line for line in lines if line.startswith(f"[{rank}] ")]
+        expected = [f"[{rank}] {str(rank) * 50} {number}" for number in range(300)]
+        assert mine == [*expected, f"[{rank}] end without newline"]
+    assert len(lines) == 903
+
+
+def test_a_progress_bar_shows_its_last_state(script):
+    run = tfdist("run", "-n", "1", script("sys.stdout.write('\\r10%\\r50%\\r100%\\r\\n')"))
+    assert run.stdout == "[0] 100%\n"
+
+
+def test_cores_and_threads_are_divided_and_the_user_wins(script):
+    path = script(
+        """
+        names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        print(*[os.environ[name] for name in names], sorted(os.sched_getaffinity(0)))
+        """
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("two cores are needed")
+    run = tfdist("run", "-n", len(cores), path, TF_NUM_INTEROP_THREADS="7")
+    assert sorted(run.stdout.splitlines()) == sorted(f"[{rank}] 1 1 7 [{core}]" for rank, core in enumerate(cores))
+    run = tfdist("run", "-n", len(cores) + 1, path)
+    assert all(line.endswith(f"1 1 2 {cores}") for line in run.stdout.splitlines())
+
+
+def test_an_exception_ends_the_job_and_its_traceback_comes_last(script):
+    path = script(
+        """
+        if rank == 1:
+            time.sleep(0.3)
+            try:
+                {}["missing"]
+            except KeyError as error:
+                raise ValueError("no such column") from error
+        print("other", file=sys.stderr)
+        time.sleep(60)
+        """
+    )
+    start = time.monotonic()
+    run = tfdist("run", "-n", "3", path)
+    assert time.monotonic() - start < 5
+    assert run.returncode == 1
+    head, _, traceback = run.stderr.rpartition("tfdist run: ")
+    assert re.match(r"rank 1 of 3 failed with exit code 1 after \d\.\d s\. Its traceback:\nTraceback", traceback)
+    assert "KeyError: 'missing'\n\nThe above exception was the direct cause" in traceback
+    assert traceback.endswith("ValueError: no such column\n") and "other" not in traceback
+    assert "[1] ValueError: no such column" in head
+
+
+def test_the_exit_code_is_the_culprits(script):
+    run = tfdist("run", "-n", "2", script("sys.exit('not today') if rank else time.sleep(60)"))
+    assert run.returncode == 1 and run.stderr.endswith("Its last lines on stderr:\nnot today\n")
+    assert tfdist("run", "-n", "2", script("os._exit(37) if rank else time.sleep(60)")).returncode == 37
+
+
+def test_a_killed_worker_is_named_with_its_signal(script):
+    path = script(
+        """
+        print(f"pid={os.getpid()}")
+        time.sleep(60)
+        """
+    )
+    with running("run", "-n", "2", path, lines=2) as launcher:
+        pids = {line[1]: pid for line, pid in zip(launcher.first_lines, _numbers(launcher.first_lines))}
+        os.kill(pids["1"], signal.SIGKILL)
+        start = time.monotonic()
+        _, stderr = launcher.communicate(timeout=30)
+        assert time.monotonic() - start < 5
+        assert launcher.returncode == 128 + signal.SIGKILL
+        assert re.search(r"rank 1 of 2 was killed by SIGKILL \(out of memory\? .*It wrote nothing to stderr\.\n$", stderr)
+        _assert_gone(pids.values())
+
+
+def test_a_segmentation_fault_shows_where(script):
+    path = script(
+        """
+        def deep():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        deep() if rank else time.sleep(60)
+        """
+    )
+    run = tfdist("run", "-n", "2", path)
+    assert run.returncode == 128 + signal.SIGSEGV
+    last = run.stderr.rpartition("tfdist run: ")[2]
+    assert "killed by SIGSEGV" in last and "in deep" in last
+
+
+def test_a_consequence_is_not_blamed(script):
+    """Rank 0 sees the loss and ends before rank 1, the cause, has ended."""
+    path = script(
+        """
+        from tfdist.errors import WorkerLostError
+        from tfdist.launch import report
+        report.install()
+        if rank == 0:
+            time.sleep(0.3)
+            raise WorkerLostError("all_reduce failed: lost rank 1", rank=1)
+        try:
+            raise ZeroDivisionError("the cause")
+        finally:
+            time.sleep(0.6)
+        """
+    )
+    run = tfdist("run", "-n", "2", path)
+    last = run.stderr.rpartition("tfdist run: ")[2]
+    assert last.startswith("rank 1 of 2 failed with exit code 1"), run.stderr
+    assert last.endswith("ZeroDivisionError: the cause\n")
+
+
+def test_a_consequence_without_a_report_is_not_blamed_either(script):
+    path = script(
+        """
+        class WorkerLostError(Exception): pass
+        if rank == 0:
+            raise WorkerLostError("lost rank 1")
+        time.sleep(0.5)
+        os._exit(9)
+        """
+    )
+    run = tfdist("run", "-n", "2", path)
+    assert run.returncode == 9 and "rank 1 of 2 failed with exit code 9" in run.stderr
+
+
+def test_workers_that_ignore_sigterm_are_killed_in_time(script):
+    path = script(
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(f"pid={os.getpid()}", flush=True)
+        time.sleep(0.3)
+        sys.exit(3) if rank else time.sleep(60)
+        """
+    )
+    start = time.monotonic()
+    run = tfdist("run", "-n", "2", path)
+    assert run.returncode == 3 and time.monotonic() - start < 5.5
+    _assert_gone(_numbers(run.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_reach_everyone(script, number, code):
+    path = script(
+        PRINT_PIDS
+        + """
+    def handler(number, frame):
+        print("got", signal.Signals(number).name, flush=True)
+        sys.exit(0)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), handler)
+    print("ready", flush=True)
+    time.sleep(60)
+    """
+    )
+    with running("run", "-n", "2", path, lines=4) as launcher:
+        launcher.send_signal(number)
+        start = time.monotonic()
+        stdout, stderr = launcher.communicate(timeout=30)
+        assert time.monotonic() - start < 5
+        assert launcher.returncode == code
+        assert stderr.endswith(f"tfdist run: stopped by {number.name}.\n")
+        assert sorted(stdout.splitlines()) == [f"[{rank}] got {number.name}" for rank in range(2)]
+        pids = _numbers(launcher.first_lines)
+        assert len(pids) == 4
+        _assert_gone(pids)
+
+
+def test_ctrl_c_ends_workers_that_do_not_listen(script):
+    path = script(
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(f"pid={os.getpid()}", flush=True)
+        time.sleep(60)
+        """
+    )
+    with running("run", "-n", "2", path, lines=2) as launcher:
+        launcher.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        start = time.monotonic()
+        launcher.send_signal(signal.SIGINT)  # the second time at once
+        launcher.communicate(timeout=30)
+        assert time.monotonic() - start < 2 and launcher.returncode == 130
+        _assert_gone(_numbers(launcher.first_lines))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_no_orphans_after_sigkill_of_the_launcher(script):
+    path = script(PRINT_PIDS + "    time.sleep(120)\n")
+    with running("run", "-n", "2", path, lines=2) as launcher:
+        pids = _numbers(launcher.first_lines)
+        assert len(pids) == 4 and all(map(_is_running, pids))
+        launcher.kill()
+        _assert_gone(pids, seconds=3.0)
+
+
+def test_children_of_workers_end_with_the_job(script):
+    path = script(PRINT_PIDS)
+    start = time.monotonic()
+    run = tfdist("run", "-n", "2", path)
+    assert run.returncode == 0 and time.monotonic() - start < 10
+    _assert_gone(_numbers(run.stdout.splitlines()))
+
+
+def test_a_closed_pipe_ends_the_job(script):
+    path = script(
+        """
+        print(f"pid={os.getpid()}", flush=True)
+        while True:
+            print("line", flush=True)
+            time.sleep(0.01)
+        """
+    )
+    with running("run", "-n", "1", path, lines=1) as launcher:
+        launcher.stdout.close()
+        launcher.wait(timeout=20)
+        assert launcher.returncode == 128 + signal.SIGPIPE
+        _assert_gone(_numbers(launcher.first_lines))
+
+
+def test_nothing_is_left_in_the_file_system(script, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    run = tfdist("run", "-n", "2", script("import tfdist; print(tfdist.rank())"), HOME=str(home), TMPDIR=str(home),
+                 XDG_RUNTIME_DIR=str(home), XDG_STATE_HOME=str(home), PYTHONDONTWRITEBYTECODE="1")  # fmt: skip
+    assert run.returncode == 0 and list(home.iterdir()) == []
+
+
+def test_two_nodes(script):
+    """Two launchers on one host, the store on node 0."""
+    path = script(
+        """
+        import socket, tfdist
+        from tfdist.cluster.store import StoreClient
+        cluster = tfdist.cluster.current()
+        with StoreClient(cluster.store_address, cluster.secret, timeout=20.0) as store:
+            store.set(f"from/{cluster.rank}", b"")
+            for peer in range(4):
+                store.get(f"from/{peer}", timeout=20.0)
+            store.set(f"done/{cluster.rank}", b"")
+            if rank == 0:
+                for peer in range(4):
+                    store.get(f"done/{peer}", timeout=20.0)
+        print(cluster.local_rank, cluster.world_size, cluster.local_world_size)
+        """
+    )
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    nodes = ("run", "-n", "2", "--nodes", "2", "--address", address)
+    with running(*nodes, "--node-rank", "1", path, TFDIST_SECRET="of this test") as second:
+        first = tfdist(*nodes, path, TFDIST_SECRET="of this test")
+        stdout, stderr = second.communicate(timeout=30)
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + stderr
+        assert sorted(first.stdout.splitlines()) == ["[0] 0 4 2", "[1] 1 4 2"]
+        assert sorted(stdout.splitlines()) == ["[2] 0 4 2", "[3] 1 4 2"]
+    run = tfdist(*nodes, path)
+    assert run.returncode == 2 and "TFDIST_SECRET or TFDIST_SECRET_FILE is expected with --nodes" in run.stderr
+
+
+BAD = {
+    "no worker": (["run", "-n", "0", "x.py"], "an integer >= 1 is expected. Received: '0'"),
+    "negative": (["run", "-n", "-1", "x.py"], "-n"),
+    "no number": (["run", "-n", "two", "x.py"], "an integer >= 1 is expected. Received: 'two'"),
+    "no script": (["run", "-n", "2", "x.py"], "the script is expected to exist. Received: 'x.py'"),
+    "nothing": (["run"], "a script is expected. Received: none"),
+    "directory": (["run", "."], "a directory without __main__.py"),
+    "module": (["run", "-m", "no_such_module_at_all"], "a module that can be imported is expected after -m"),
+    "no module": (["run", "-m"], "a module is expected after -m"),
+    "strategy": (["run", "--strategy", "rnig", "x.py"], "x.py"),
+    "option": (["run", "--workers", "x.py"], "unrecognized arguments: --workers"),
+    "timeout": (["run", "--timeout", "0", "x.py"], "a number of seconds > 0 is expected. Received: '0'"),
+    "command": (["rum"], "a command is expected: run or doctor. Received: 'rum'. Did you mean 'run'?"),
+    "unlike any command": (["xyz"], "See `tfdist --help`"),
+    "node": (["run", "--nodes", "2", "--node-rank", "2", "--address", "a:1", __file__], "Received: --node-rank 2"),
+    "no address": (["run", "--nodes", "2", __file__], "--address is expected with --nodes 2"),
+    "bad address": (["run", "--nodes", "2", "--address", "a", __file__], "--address is expected to be host:port"),
+    "unknown strategy": (["run", "--strategy", "rnig", __file__], "Received: 'rnig'. Did you mean 'ring'?"),
+    "mirrored": (["run", "--strategy", "mirrored", __file__], "mirrored is expected to run in one process"),
+}
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_a_mistake_is_one_line_and_exit_code_2(row, tmp_path):
+    arguments, text = BAD[row]
+    run = tfdist(*arguments, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
+    assert re.match(r"tfdist( run)?: ", run.stderr)
+
+
+@pytest.mark.parametrize(
+    "variables, text",
+    [
+        ({"TFDIST_TIMEOUT": "soon"}, "TFDIST_TIMEOUT is expected to be a number of seconds > 0"),
+        ({"TFDIST_RANK": "0"}, "TFDIST_RANK is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_STORE": "a:1"}, "TFDIST_STORE is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_STRATEGY": "rings"}, "a strategy is expected: mirrored or ring. Received: 'rings'"),
+        ({"TFDIST_PORT": "70000"}, "TFDIST_PORT is expected to be from 1 to 65535"),
+        ({"TFDIST_SECRET": "a", "TFDIST_SECRET_FILE": "b"}, "are expected not to be set both"),
+        ({"TFDIST_SECRET_FILE": "/no/such"}, "TFDIST_SECRET_FILE is expected to name a file"),
+    ],
+)
+def test_a_bad_variable_is_one_line_and_exit_code_2(script, variables, text):
+    run = tfdist("run", script(""), **variables)
+    assert run.returncode == 2
+    assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
+
+
+def test_a_secret_in_a_file_stays_there(script, tmp_path):
+    (tmp_path / "secret").write_text("of this test")
+    path = script("import tfdist; print('TFDIST_SECRET' in os.environ, tfdist.cluster.current().secret)")
+    run = tfdist("run", "-n", "2", path, TFDIST_SECRET_FILE=str(tmp_path / "secret"))
+    assert sorted(run.stdout.splitlines()) == ["[0] False b'of this test'", "[1] False b'of this test'"], run.stderr
+
+
+def test_help_is_short():
+    for arguments in (["--help"], ["run", "--help"]):
+        run = tfdist(*arguments)
+        assert run.returncode == 0 and run.stdout.startswith("usage: tfdist") and run.stdout.count("\n") < 30
+    assert tfdist().returncode == 2
+    assert tfdist("--version").stdout.startswith("tfdist ")
+
+
+def test_known_strategies_are_those_of_the_registry():
+    import ast
+
+    from tfdist.launch.run import STRATEGIES
+
+    source = pathlib.Path(ROOT, "tfdist", "strategies", "registry.py").read_text()
+    tables = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)
+              and node.targets[0].id == "_MAKERS"]  # fmt: skip
+    assert sorted(key.value for key in tables[0].keys) == sorted(STRATEGIES)
