@@ -32,23 +32,21 @@ bool Engine::stalled(const Operation& operation) const {
   return std::chrono::duration<double>(Clock::now() - operation.started).count() > patience_seconds_;
 }
 
-void Engine::fail(int code, int peer, const std::string& text, bool tell_peers) {
+// Every rank that learns of a failure tells all others, so that the reason is nowhere overtaken by a closed connection.
+void Engine::fail(int code, int peer, const std::string& text, int reporter) {
   if (failed_) return;
   failed_ = true;
   std::string whole = text;
   if (!active_.empty() && code != TFDIST_MISMATCH) whole = headline(*active_.front()) + ": " + text;
-  if (tell_peers) {
-    FrameHeader header;
-    header.generation = generation_;
-    header.type = FrameType::kAbort;
-    header.message = static_cast<uint32_t>(code);
-    header.offset = static_cast<uint64_t>(peer);
-    for (auto& other : peers_) {
-      if (other) other->send_control(header, text);
-    }
-  }
+  if (reporter >= 0 && reporter != peer && code != TFDIST_MISMATCH) whole += " (reported by " + name(reporter) + ")";
+  FrameHeader header;
+  header.generation = generation_;
+  header.type = FrameType::kAbort;
+  header.message = static_cast<uint32_t>(code);
+  header.offset = static_cast<uint64_t>(peer);
   for (auto& other : peers_) {
     if (!other) continue;
+    if (other->rank != reporter) other->send_control(header, text);
     other->target_operation = nullptr;
     other->set_target(other->staging());
   }
@@ -71,10 +69,7 @@ void Engine::control_arrived(Peer* peer, const std::string& text) {
     case FrameType::kAbort: {
       const int about = static_cast<int>(static_cast<int64_t>(header.offset));
       peer->goodbye = true;  // it is about to close; the reason it gave counts, not the closing
-      const std::string reported = about == peer->rank || static_cast<int>(header.message) == TFDIST_MISMATCH
-                                       ? text
-                                       : text + " (reported by " + name(peer->rank) + ")";
-      return fail(static_cast<int>(header.message), about, reported, false);
+      return fail(static_cast<int>(header.message), about, text, peer->rank);
     }
     case FrameType::kGoodbye:
       peer->goodbye = true;
@@ -97,7 +92,7 @@ bool Engine::peer_left_early(const Operation& operation) {
     if (!needed) continue;
     fail(TFDIST_MISMATCH, peer->rank,
          "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation.describe() + ", but " +
-             name(peer->rank) + " has finished and left the group", true);
+             name(peer->rank) + " has finished and left the group");
     return true;
   }
   return false;
@@ -131,7 +126,7 @@ void Engine::status_arrived(Peer* peer, const FrameHeader& header, const std::st
   if (apart && suspect == header.signature) {
     fail(TFDIST_MISMATCH, peer->rank,
          "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation->describe() + ", but " +
-             name(peer->rank) + " waits in " + text + "; neither has started the other's", true);
+             name(peer->rank) + " waits in " + text + "; neither has started the other's");
     return;
   }
   suspect = apart ? header.signature : 0;
@@ -155,7 +150,7 @@ void Engine::describe_arrived(Peer* peer, uint64_t tag, const std::string& text)
   if (disputed_peer_ < 0) mismatch(peer->rank, tag);  // the other side saw it first: it waits for our text
   fail(TFDIST_MISMATCH, peer->rank,
        "ranks disagree: rank " + std::to_string(rank_) + " has " + (mine.empty() ? "nothing of the kind" : mine) +
-           ", but " + name(peer->rank) + " has " + (text.empty() ? "nothing of the kind" : text), true);
+           ", but " + name(peer->rank) + " has " + (text.empty() ? "nothing of the kind" : text));
 }
 
 void Engine::check_clocks() {
@@ -163,7 +158,7 @@ void Engine::check_clocks() {
   if (disputed_peer_ >= 0 && Clock::now() > disputed_until_) {
     return fail(TFDIST_MISMATCH, disputed_peer_,
                 "ranks disagree: rank " + std::to_string(rank_) + " has " + text_of(disputed_tag_) + ", but " +
-                    name(disputed_peer_) + " sent something else and does not say what", true);
+                    name(disputed_peer_) + " sent something else and does not say what");
   }
   query_stalled();
 }
@@ -207,7 +202,7 @@ void Engine::give_up_waiting(const OperationPtr& operation) {
   if (text.empty()) text = "every rank has arrived, but the transfer does not move";
   fail(TFDIST_TIMEOUT, first,
        text + ". Waited " + std::to_string(waited).substr(0, std::to_string(waited).find('.') + 2) + " s of timeout " +
-           std::to_string(timeout_seconds_).substr(0, std::to_string(timeout_seconds_).find('.') + 2) + " s", true);
+           std::to_string(timeout_seconds_).substr(0, std::to_string(timeout_seconds_).find('.') + 2) + " s");
 }
 
 }  // namespace tfdist

@@ -69,7 +69,7 @@ class Engine {
   bool peer_left_early(const Operation& operation);
   std::string text_of(uint64_t tag) const;
   bool stalled(const Operation& operation) const;
-  void fail(int code, int peer, const std::string& text, bool tell_peers);
+  void fail(int code, int peer, const std::string& text, int reporter = -1);
   std::string headline(const Operation& operation) const;
   std::string name(int peer) const;
 

@@ -293,7 +293,7 @@ void Engine::lost(Peer* peer, const std::string& cause) {
   const bool expected = peer->goodbye;
   peer->gone = true;
   peer->link->finish_writing();
-  if (!expected) fail(TFDIST_LOST, peer->rank, "lost " + name(peer->rank) + ": " + cause, true);
+  if (!expected) fail(TFDIST_LOST, peer->rank, "lost " + name(peer->rank) + ": " + cause);
 }
 
 // Leaves in good order: what was queued is sent, then the peers are told, then their ends are awaited briefly so that
@@ -304,7 +304,7 @@ void Engine::say_goodbye() {
     std::lock_guard<std::mutex> lock(mutex_);
     reason = closing_reason_;
   }
-  if (!failed_ && !reason.empty()) fail(TFDIST_LOST, rank_, reason, true);
+  if (!failed_ && !reason.empty()) fail(TFDIST_LOST, rank_, reason);
   FrameHeader header;
   header.generation = generation_;
   header.type = FrameType::kGoodbye;

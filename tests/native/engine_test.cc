@@ -1,0 +1,225 @@
+// Exercises the engine through its C interface, ranks being threads: the program the sanitizers watch.
+//
+// Built and run by sanitize.py; returns 0 when every check held.
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tfdist.h"
+
+#define CHECK(condition)                                                            \
+  do {                                                                              \
+    if (!(condition)) {                                                             \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);          \
+      std::exit(1);                                                                 \
+    }                                                                               \
+  } while (0)
+
+namespace {
+
+std::vector<tfdist_group*> connect(int world_size, double timeout) {
+  std::vector<std::vector<int>> fds(world_size, std::vector<int>(world_size, -1));
+  for (int a = 0; a < world_size; ++a) {
+    for (int b = a + 1; b < world_size; ++b) {
+      int pair[2];
+      CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+      fds[a][b] = pair[0];
+      fds[b][a] = pair[1];
+    }
+  }
+  std::vector<tfdist_group*> groups;
+  for (int rank = 0; rank < world_size; ++rank) {
+    groups.push_back(tfdist_group_create(rank, world_size, fds[rank].data(), 0, timeout));
+    CHECK(groups.back() != nullptr);
+  }
+  return groups;
+}
+
+void on_every_rank(const std::vector<tfdist_group*>& groups, const std::function<void(int, tfdist_group*)>& body) {
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < groups.size(); ++rank) {
+    threads.emplace_back([&, rank] { body(static_cast<int>(rank), groups[rank]); });
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+int load_ring(tfdist_group* group, int rank, int world_size) {
+  std::vector<int32_t> table;
+  auto step = [&](int kind, int peer, int chunk) { table.insert(table.end(), {kind, peer, chunk, -1}); };
+  auto at = [&](int chunk) { return ((chunk % world_size) + world_size) % world_size; };
+  for (int half = 0; half < 2; ++half) {
+    for (int hop = 0; hop < world_size - 1; ++hop) {
+      const int first = half == 0 ? rank - hop - 1 : rank - hop;
+      step(TFDIST_SEND, at(rank + 1), at(first));
+      step(half == 0 ? TFDIST_RECEIVE_REDUCE : TFDIST_RECEIVE, at(rank - 1), at(first - 1));
+    }
+  }
+  return tfdist_group_load_plan(group, table.data(), static_cast<int32_t>(table.size() / 4), world_size);
+}
+
+tfdist_operation sum_of(int plan, int64_t elements, uint64_t channel) {
+  tfdist_operation operation{};
+  operation.plan = plan;
+  operation.dtype = TFDIST_FLOAT32;
+  operation.reduce = TFDIST_SUM;
+  operation.channel = channel;
+  operation.step = -1;
+  operation.description = "test";
+  operation.elements = elements;
+  return operation;
+}
+
+// Many operations in flight, started in another order on every rank.
+void test_any_order(int world_size) {
+  auto groups = connect(world_size, 60);
+  const std::vector<int64_t> sizes{0, 1, 7, 1000, 300007, 65536};
+  on_every_rank(groups, [&](int rank, tfdist_group* group) {
+    const int plan = load_ring(group, rank, world_size);
+    CHECK(plan >= 0);
+    for (int round = 0; round < 5; ++round) {
+      std::vector<std::vector<float>> values;
+      std::vector<int64_t> tickets(sizes.size());
+      for (int64_t size : sizes) values.emplace_back(static_cast<size_t>(size), static_cast<float>(rank + 1));
+      for (size_t k = 0; k < sizes.size(); ++k) {
+        const size_t i = (k + static_cast<size_t>(rank)) % sizes.size();
+        const tfdist_operation operation = sum_of(plan, sizes[i], i);
+        const tfdist_span span{values[i].data(), sizes[i]};
+        tickets[i] = tfdist_start(group, &operation, &span, 1);
+        CHECK(tickets[i] > 0);
+      }
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        CHECK(tfdist_wait(group, tickets[i], -1, 1) == TFDIST_OK);
+        const tfdist_span span{values[i].data(), sizes[i]};
+        CHECK(tfdist_finish(group, tickets[i], 0, &span, 1) == TFDIST_OK);
+        for (float value : values[i]) CHECK(value == static_cast<float>(world_size * (world_size + 1) / 2));
+      }
+    }
+    tfdist_group_close(group, nullptr);
+    tfdist_group_release(group);
+  });
+}
+
+// Every type and reduction, weights, in place and from the pool.
+void test_types() {
+  auto groups = connect(2, 60);
+  on_every_rank(groups, [&](int rank, tfdist_group* group) {
+    const int plan = load_ring(group, rank, 2);
+    for (int dtype = TFDIST_FLOAT32; dtype <= TFDIST_INT64; ++dtype) {
+      for (int reduce = TFDIST_SUM; reduce <= TFDIST_PRODUCT; ++reduce) {
+        std::vector<int64_t> memory(513, 0);
+        tfdist_operation operation = sum_of(plan, 513, 3);
+        operation.dtype = dtype;
+        operation.reduce = reduce;
+        operation.work = memory.data();
+        const int64_t ticket = tfdist_start(group, &operation, nullptr, 0);
+        CHECK(ticket > 0 && tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
+        const tfdist_span span{memory.data(), 513};
+        CHECK(tfdist_finish(group, ticket, 0, &span, 1) == TFDIST_OK);
+      }
+    }
+    std::vector<float> mine(1001, rank == 0 ? NAN : 5.0f);
+    tfdist_operation operation = sum_of(plan, 1001, 4);
+    operation.reduce = TFDIST_MEAN;
+    operation.weighted = 1;
+    operation.weight = rank * 3.0;
+    const tfdist_span span{mine.data(), 1001};
+    const int64_t ticket = tfdist_start(group, &operation, &span, 1);
+    CHECK(tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
+    CHECK(tfdist_finish(group, ticket, 0, &span, 1) == TFDIST_OK);
+    for (float value : mine) CHECK(value == 5.0f);
+    CHECK(tfdist_finish(group, ticket, 0, &span, 1) == TFDIST_INVALID);
+    tfdist_group_close(group, nullptr);
+    tfdist_group_release(group);
+  });
+}
+
+// One rank leaves, fails, is late, or disagrees; the others are told while operations are in flight.
+void test_failures() {
+  for (int fault = 0; fault < 4; ++fault) {
+    auto groups = connect(3, fault == 2 ? 0.5 : 20);
+    on_every_rank(groups, [&](int rank, tfdist_group* group) {
+      const int plan = load_ring(group, rank, 3);
+      std::vector<float> values(500000, 1.0f);
+      const tfdist_span span{values.data(), 500000};
+      tfdist_operation operation = sum_of(plan, 500000, 1);
+      if (rank == 1 && fault == 3) operation.description = "something else";
+      int code = TFDIST_OK;
+      if (rank != 1 || fault == 3) {
+        const int64_t ticket = tfdist_start(group, &operation, &span, 1);
+        code = ticket < 0 ? static_cast<int>(-ticket) : tfdist_wait(group, ticket, -1, 1);
+        CHECK(code != TFDIST_OK);
+        if (ticket > 0) tfdist_finish(group, ticket, 0, &span, 1);
+      } else if (fault == 2) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+      }
+      char text[4096];
+      int32_t peer = -1;
+      tfdist_group_error(group, &peer, text, sizeof(text));
+      if (rank == 0) {
+        const int expected[] = {TFDIST_MISMATCH, TFDIST_LOST, TFDIST_TIMEOUT, TFDIST_MISMATCH};
+        if (code != expected[fault]) std::fprintf(stderr, "fault %d gave %d: %s\n", fault, code, text);
+        CHECK(code == expected[fault]);
+        CHECK(std::strstr(text, "rank 1") != nullptr);
+      }
+      tfdist_group_close(group, rank == 1 && fault == 1 ? "rank 1 failed: it was told to" : nullptr);
+      tfdist_group_release(group);
+    });
+  }
+}
+
+void test_bad_plans() {
+  auto groups = connect(2, 20);
+  const int32_t no_peer[] = {TFDIST_SEND, 5, 0, -1}, no_chunk[] = {TFDIST_SEND, 1, 9, -1}, itself[] = {TFDIST_SEND, 0, 0, -1};
+  for (const int32_t* table : {no_peer, no_chunk, itself}) CHECK(tfdist_group_load_plan(groups[0], table, 1, 2) < 0);
+  tfdist_operation operation = sum_of(99, 1, 1);
+  CHECK(tfdist_start(groups[0], &operation, nullptr, 0) == -TFDIST_INVALID);
+  CHECK(tfdist_group_find(tfdist_group_id(groups[0])) == groups[0]);
+  tfdist_group_release(groups[0]);
+  const int64_t id = tfdist_group_id(groups[0]);
+  for (auto* group : groups) tfdist_group_release(group);
+  CHECK(tfdist_group_find(id) == nullptr);
+}
+
+// What a stranger on the wire could send: the group ends with an error, and nothing else happens.
+void test_garbage() {
+  for (int seed = 0; seed < 200; ++seed) {
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    const int fds[] = {-1, pair[0]};
+    tfdist_group* group = tfdist_group_create(0, 2, fds, 0, 5);
+    const int plan = load_ring(group, 0, 2);
+    std::vector<unsigned char> bytes(64 + static_cast<size_t>(seed) * 3);
+    std::srand(static_cast<unsigned>(seed));
+    for (auto& byte : bytes) byte = static_cast<unsigned char>(std::rand());
+    if (seed % 2 == 0) {  // a plausible beginning
+      const uint32_t magic = 0x74666431;
+      std::memcpy(bytes.data(), &magic, sizeof(magic));
+    }
+    CHECK(write(pair[1], bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+    const tfdist_operation operation = sum_of(plan, 100, 1);
+    const int64_t ticket = tfdist_start(group, &operation, nullptr, 0);
+    CHECK(ticket == -TFDIST_LOST || tfdist_wait(group, ticket, -1, 1) == TFDIST_LOST);
+    close(pair[1]);
+    tfdist_group_release(group);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (int world_size : {2, 3, 5}) test_any_order(world_size);
+  test_types();
+  test_failures();
+  test_bad_plans();
+  test_garbage();
+  std::puts("engine_test: all checks held");
+}
