@@ -1,6 +1,8 @@
 """The same network and data as mnist.py, trained by a hand-written loop with `strategy.run`.
 
-tfdist run -n 2 examples/custom_loop.py --strategy ring
+Two workers:
+
+    tfdist run -n 2 examples/custom_loop.py --strategy ring
 """
 
 import statistics

@@ -1,7 +1,9 @@
 """Trains a small convolutional network on real 28x28 images with `model.fit`.
 
-python examples/mnist.py                                  one process
-tfdist run -n 2 examples/mnist.py --strategy ring         two workers, the same script
+One process, or two workers, with the same script:
+
+    python examples/mnist.py
+    tfdist run -n 2 examples/mnist.py --strategy ring
 """
 
 import argparse
@@ -53,37 +55,24 @@ def parse_arguments(export):
 
 def main():
     args = parse_arguments(export="mnist_saved_model/1")
-    (x_train, y_train), (x_test, y_test), name = load_images()
-    epochs = args.epochs or (6 if len(x_train) > 20_000 else 25)
+    (x, y), test, name = load_images()
+    epochs = args.epochs or (6 if len(x) > 20_000 else 25)
     keras.utils.set_random_seed(1)
 
     strategy = tfdist.strategy(args.strategy)  # the one line that chooses the distributed algorithm
     with strategy.scope():
         model = make_model()
-        steps = epochs * -(-len(x_train) // args.batch_size)
-        model.compile(
-            optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
-    stopwatch = Stopwatch()
-    model.fit(
-        x_train,
-        y_train,
-        batch_size=args.batch_size,
-        epochs=epochs,
-        validation_data=(x_test, y_test),
-        callbacks=[stopwatch],
-        verbose=2,
-    )
+        schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // args.batch_size))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
+    watch = Stopwatch()
+    model.fit(x, y, batch_size=args.batch_size, epochs=epochs, validation_data=test, callbacks=[watch], verbose=2)
 
-    _, accuracy = model.evaluate(x_test, y_test, batch_size=500, verbose=0)
+    _, accuracy = model.evaluate(*test, batch_size=500, verbose=0)
     model.export(args.export)  # every rank calls it, the chief writes
     if tfdist.is_chief():
-        rate = len(x_train) / statistics.median(
-            stopwatch.seconds[1:] or stopwatch.seconds
-        )  # the first epoch builds graphs
-        print(f"data: {name}, {len(x_train)} images; strategy: {args.strategy}; workers: {tfdist.world_size()}")
+        rate = len(x) / statistics.median(watch.seconds[1:] or watch.seconds)  # the first also builds graphs
+        print(f"data: {name}, {len(x)} images; strategy: {args.strategy}; workers: {tfdist.world_size()}")
         print(f"test accuracy: {accuracy:.4f}; throughput: {rate:.0f} images/s; exported to {args.export}")
 
 
