@@ -225,6 +225,16 @@ def test_closing_the_server_wakes_those_who_wait():
     client.close()
 
 
+def test_closing_the_server_ends_idle_connections():
+    server = StoreServer(secret=SECRET)
+    with _raw(server) as idle:
+        start = time.monotonic()
+        server.close()
+        assert time.monotonic() - start < 2
+        idle.settimeout(2.0)
+        assert idle.recv(1) == b""
+
+
 def test_a_client_waits_for_a_store_that_starts_later():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -94,4 +94,6 @@ def test_the_command_agrees_with_its_exit_code():
                          timeout=120)  # fmt: skip
     report = json.loads(run.stdout)
     assert report["ok"] == (run.returncode == 0) == all(f["problem"] is None for f in report["findings"])
-    assert {"tfdist", "tensorflow", "keras", "native core", "cores", "cluster"} <= {f["name"] for f in report["findings"]}
+    assert {"tfdist", "tensorflow", "keras", "native core", "cores", "cluster"} <= {
+        f["name"] for f in report["findings"]
+    }

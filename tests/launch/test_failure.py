@@ -93,6 +93,8 @@ def test_a_report_finds_the_loss_in_the_chain_of_causes():
     assert report.describe(WorkerLostError("who?"))["type"] == "WorkerLostError"
 
 
-@pytest.mark.parametrize("value", [b"", b"[]", b"{}", b"\xff", b'{"type": 1, "message": 2, "time": "x", "lost_rank": 0}'])
+@pytest.mark.parametrize(
+    "value", [b"", b"[]", b"{}", b"\xff", b'{"type": 1, "message": 2, "time": "x", "lost_rank": 0}']
+)
 def test_reports_that_are_none_are_ignored(value):
     assert report.parse(value) is None

@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 import functions_to_run
+
 from tfdist.errors import ConfigurationError
 from tfdist.launch import local
 

@@ -234,7 +234,9 @@ def test_a_killed_worker_is_named_with_its_signal(script):
         _, stderr = launcher.communicate(timeout=30)
         assert time.monotonic() - start < 5
         assert launcher.returncode == 128 + signal.SIGKILL
-        assert re.search(r"rank 1 of 2 was killed by SIGKILL \(out of memory\? .*It wrote nothing to stderr\.\n$", stderr)
+        assert re.search(
+            r"rank 1 of 2 was killed by SIGKILL \(out of memory\? .*It wrote nothing to stderr\.\n$", stderr
+        )
         _assert_gone(pids.values())
 
 
@@ -354,6 +356,19 @@ def test_no_orphans_after_sigkill_of_the_launcher(script):
     with running("run", "-n", "2", path, lines=2) as launcher:
         pids = _numbers(launcher.first_lines)
         assert len(pids) == 4 and all(map(_is_running, pids))
+        launcher.kill()
+        _assert_gone(pids, seconds=3.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_no_orphans_after_sigkill_of_launcher_and_warden(script):
+    path = script("print(f'pid={os.getpid()}', flush=True)\ntime.sleep(120)")
+    with running("run", "-n", "2", path, lines=2) as launcher:
+        pids = _numbers(launcher.first_lines)
+        children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        (warden,) = set(map(int, children)) - set(pids)
+        os.kill(warden, signal.SIGKILL)
+        assert launcher.poll() is None and all(map(_is_running, pids))
         launcher.kill()
         _assert_gone(pids, seconds=3.0)
 

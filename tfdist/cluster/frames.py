@@ -20,7 +20,7 @@ class FrameError(Exception):
     """The peer sent what is not a frame, or closed the connection within one."""
 
 
-class ConnectionClosed(FrameError):
+class ConnectionClosedError(FrameError):
     """The peer closed the connection."""
 
 
@@ -34,7 +34,7 @@ def receive_exactly(sock, num_bytes, deadline=None):
 
     Raises:
       TimeoutError: the deadline passed.
-      ConnectionClosed: the peer closed the connection first.
+      ConnectionClosedError: the peer closed the connection first.
     """
     buffer = bytearray(num_bytes)
     view, have = memoryview(buffer), 0
@@ -42,7 +42,7 @@ def receive_exactly(sock, num_bytes, deadline=None):
         sock.settimeout(None if deadline is None else _remaining(deadline))
         received = sock.recv_into(view[have:])
         if received == 0:
-            raise ConnectionClosed(f"connection closed after {have} of {num_bytes} bytes")
+            raise ConnectionClosedError(f"connection closed after {have} of {num_bytes} bytes")
         have += received
     return bytes(buffer)
 
@@ -77,7 +77,7 @@ def receive_frame(sock, deadline=None, frame_seconds=10.0):
       `(header, value)`: a dict and bytes.
 
     Raises:
-      ConnectionClosed: no frame follows.
+      ConnectionClosedError: no frame follows.
       FrameError: too long, not JSON, not an object, or cut off.
       TimeoutError: one of the two limits passed.
     """

@@ -17,7 +17,7 @@ import os
 import struct
 import time
 
-from tfdist.cluster.frames import ConnectionClosed, receive_exactly, send_all
+from tfdist.cluster.frames import ConnectionClosedError, receive_exactly, send_all
 from tfdist.errors import AuthenticationError, ConfigurationError
 
 MAX_IDENTITY_BYTES = 1024
@@ -25,7 +25,9 @@ _MAGIC = b"tfdist/1"
 _NONCE_BYTES = 32
 _PROOF_BYTES = hashlib.sha256().digest_size
 _IDENTITY_LENGTH = struct.Struct(">H")
-_SAME_SECRET = "Give every process of the job the same TFDIST_SECRET or TFDIST_SECRET_FILE, or start it by `tfdist run`."
+_SAME_SECRET = (
+    "Give every process of the job the same TFDIST_SECRET or TFDIST_SECRET_FILE, or start it by `tfdist run`."
+)
 
 
 def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0):
@@ -63,7 +65,7 @@ def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0):
             f"The handshake was expected to finish in time. Received: nothing more for timeout={timeout:g} s. "
             "Is a tfdist process of the same version listening there?"
         ) from error
-    except (ConnectionClosed, OSError) as error:
+    except (ConnectionClosedError, OSError) as error:
         raise AuthenticationError(
             f"The peer was expected to finish the handshake. Received: {error}. {_SAME_SECRET}"
         ) from error

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Optional, Tuple
+from typing import Optional
 
 from tfdist.launch.resources import available_cores, core_quota, gpu_variables, num_gpus, thread_variables
 
@@ -20,7 +20,7 @@ class Job:
       variables: dict of further environment variables.
     """
 
-    command: Tuple[str, ...]
+    command: tuple[str, ...]
     num_workers: int = 2
     num_nodes: int = 1
     node_rank: int = 0

@@ -43,9 +43,10 @@ def install():
 def describe(error):
     """Returns the report of an exception: a dict of type, message, time and lost_rank."""
     chain = list(_chain(error))
+    kinds = [type(link).__name__ for link in chain]
     lost = [found for found in map(_lost_rank, chain) if found is not None]
     return {
-        "type": next((type(link).__name__ for link in chain if type(link).__name__ in CONSEQUENCES), type(error).__name__),
+        "type": next((kind for kind in kinds if kind in CONSEQUENCES), kinds[0]),
         "message": str(error)[:_MAX_MESSAGE],
         "time": time.time(),
         "lost_rank": lost[0] if lost else None,

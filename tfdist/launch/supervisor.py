@@ -8,7 +8,6 @@ import threading
 import time
 
 from tfdist.launch import failure as failures
-from tfdist.launch import report
 
 _FIRST_LOOK_SECONDS = 0.3  # the cause may be seen just after its first consequence
 _LAST_LOOK_SECONDS = 1.0
@@ -46,7 +45,9 @@ class Supervisor:
         if threading.current_thread() is not threading.main_thread():
             yield  # the main thread's handlers stay in charge
             return
-        before = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL)}  # were it ignored, exit codes would be lost
+        before = {}
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # exit codes would be lost
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for name in _FORWARDED:
             number = getattr(signal, name)
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
@@ -55,7 +56,7 @@ class Supervisor:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def run(self, workers):
         """Waits for the end of the workers.
@@ -108,7 +109,7 @@ class Supervisor:
         return found + [failures.Failure(rank, 1, told["time"], told) for rank, told in reports.items()]
 
     def _stop(self, alive, number):
-        """Asks the workers to end, then ends them."""
+        """Asks the workers to end, and gives them time; `Worker.finish` kills the rest."""
         for worker in alive:
             worker.send(number)
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -118,5 +119,3 @@ class Supervisor:
                 if event == "SIGINT":
                     break  # asked twice
                 alive.discard(event)
-        for worker in alive:
-            worker.send(signal.SIGKILL)

@@ -6,7 +6,15 @@ import threading
 import time
 
 from tfdist.cluster.address import parse_address
-from tfdist.cluster.frames import MAX_KEY_BYTES, MAX_WAIT_SECONDS, FrameError, encode, receive_frame, send_all, shut_down
+from tfdist.cluster.frames import (
+    MAX_KEY_BYTES,
+    MAX_WAIT_SECONDS,
+    FrameError,
+    encode,
+    receive_frame,
+    send_all,
+    shut_down,
+)
 from tfdist.cluster.handshake import authenticate, check_secret
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError, TransportError
 

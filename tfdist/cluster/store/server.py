@@ -13,7 +13,7 @@ from tfdist.cluster.frames import (
     MAX_FRAME_BYTES,
     MAX_KEY_BYTES,
     MAX_WAIT_SECONDS,
-    ConnectionClosed,
+    ConnectionClosedError,
     FrameError,
     encode,
     receive_frame,
@@ -128,7 +128,7 @@ class StoreServer:
                 header, value = receive_frame(connection)
                 reply = encode(*self._answer(header, value))
                 send_all(connection, reply, time.monotonic() + _REPLY_SECONDS)
-        except ConnectionClosed:
+        except ConnectionClosedError:
             pass
         except (AuthenticationError, FrameError) as error:
             if not self._closed:
@@ -160,7 +160,7 @@ class StoreServer:
                 wait = _number(header.get("timeout"), 0, MAX_WAIT_SECONDS)
                 self._changed.wait_for(lambda: self._closed or key in self._values, wait)
                 if self._closed:
-                    raise ConnectionClosed("the store closes")
+                    raise ConnectionClosedError("the store closes")
                 return {"found": key in self._values}, self._values.get(key, b"")
             elif operation == "keys":
                 return _key_list(name for name in self._values if name.startswith(key))
