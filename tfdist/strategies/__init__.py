@@ -14,5 +14,6 @@ __all__ = list(_EXPORTS)
 
 def __getattr__(name):
     if name in _EXPORTS:
+        importlib.import_module("tfdist.strategies.requirements").check_tensorflow()
         return getattr(importlib.import_module(f"tfdist.strategies.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module 'tfdist.strategies' has no attribute {name!r}")
