@@ -17,7 +17,7 @@ help:
 	@sed -n '1,2s/^# //p' Makefile
 
 demo: $(NATIVE)
-	$(BIN)/tfdist run -n $(WORKERS) examples/mnist.py --strategy $(STRATEGY)
+	TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/tfdist run -n $(WORKERS) examples/mnist.py --strategy $(STRATEGY)
 
 test: test-quick test-multiprocess
 
