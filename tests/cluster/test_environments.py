@@ -107,6 +107,10 @@ ROWS = {
     "srun, rank 0": (
         slurm(0, 5, 0, 0), (0, 5, 0, 3), f"10.0.0.1:{20000 + 31 * 7 + 2}", True, "10.0.0.1", "Slurm",
     ),
+    "srun, MASTER_ADDR set by the batch script": (
+        slurm(0, 5, 0, 0, "n[1-2]", MASTER_ADDR="10.0.0.5", MASTER_PORT="91"),
+        (0, 5, 0, 3), "10.0.0.5:91", True, "10.0.0.5", "Slurm",
+    ),
     "srun on one host": (
         slurm(1, 2, 0, 1, "node", "2", TFDIST_PORT="88"),
         (1, 2, 1, 2), "127.0.0.1:88", False, "127.0.0.1", "Slurm",

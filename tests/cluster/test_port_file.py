@@ -42,11 +42,11 @@ def test_what_a_dead_rank_published_is_ignored_and_removed(environ, tmp_path):
     port_file.published_port(environ, "job", publish=True)
     (name,) = os.listdir(tmp_path / "tfdist")
     path = tmp_path / "tfdist" / name
-    number, pid, started = json.loads(path.read_bytes())
+    number, pid, started, written = json.loads(path.read_bytes())
     assert pid == os.getpid()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait(timeout=30)
-    for writer in ([number, child.pid, started], [number, pid, "0"], "not a list", None):
+    for writer in ([number, child.pid, started, 0.0], [number, pid, "0", written - 100], [number], "not a list", None):
         path.write_text(json.dumps(writer))
         with pytest.raises(RendezvousError):
             port_file.published_port({**environ, "TFDIST_TIMEOUT": "0.1"}, "job", publish=False)
@@ -54,10 +54,14 @@ def test_what_a_dead_rank_published_is_ignored_and_removed(environ, tmp_path):
     assert name not in os.listdir(tmp_path / "tfdist")
 
 
-def test_the_file_goes_with_its_process(environ, tmp_path):
-    code = "from tfdist.cluster import port_file; import os; port_file.published_port(os.environ, 'j', publish=True)"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environ}, check=True, timeout=60)
-    assert os.listdir(tmp_path / "tfdist") == []
+def test_a_rank_that_comes_after_rank_0_has_ended_does_not_wait(environ):
+    code = (
+        "from tfdist.cluster.port_file import published_port as p; import os; print(p(os.environ, 'j', publish=True))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environ}, check=True, timeout=60, capture_output=True
+    )
+    assert port_file.published_port(environ, "j", publish=False) == int(run.stdout)
 
 
 def test_ranks_under_mpirun_meet(environ):

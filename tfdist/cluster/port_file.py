@@ -1,6 +1,5 @@
 """How ranks on one host learn which free port rank 0 took: a small file in the user's runtime directory."""
 
-import atexit
 import contextlib
 import hashlib
 import json
@@ -16,13 +15,16 @@ from tfdist.errors import RendezvousError
 
 _PREFIX = "port-"
 _RENDEZVOUS_SECONDS = 120.0
+_RECENT_SECONDS = 60.0
+_imported = time.time()
 _reservations = []  # sockets that hold a port until the process ends
 
 
 def published_port(environ, job, *, publish):
     """Publishes a free port for a job, or waits for the one that rank 0 publishes.
 
-    A file whose writer is dead is ignored, and removed by whoever publishes next.
+    The file outlives its writer, for a rank that comes late would wait for it in vain; whoever publishes next removes
+    those whose writer is dead. A rank takes a dead writer's word only when it is no older than the job may be.
 
     Args:
       environ: the variables; TFDIST_PORT, where set, is the port, and TFDIST_TIMEOUT limits the wait.
@@ -42,8 +44,9 @@ def published_port(environ, job, *, publish):
     if publish:
         _remove_dead(directory)
         number = _reserve()
-        write_private(path, json.dumps([number, os.getpid(), _started(os.getpid())]).encode(), replace=True)
-        atexit.register(_remove_own, path, os.getpid())
+        write_private(
+            path, json.dumps([number, os.getpid(), _started(os.getpid()), time.time()]).encode(), replace=True
+        )
         return number
     limit = min(timeout(environ) or _RENDEZVOUS_SECONDS, _RENDEZVOUS_SECONDS)
     deadline = time.monotonic() + limit
@@ -74,10 +77,10 @@ def _reserve():
 def _live_port(path):
     content = read_private(path)
     try:
-        number, writer, started = json.loads(content or b"null")
+        number, writer, started, written = json.loads(content or b"null")
     except (TypeError, ValueError):
         return None
-    return number if _is_alive(writer, started) else None
+    return number if _is_alive(writer, started) or written > _imported - _RECENT_SECONDS else None
 
 
 def _is_alive(pid, started):
@@ -102,9 +105,3 @@ def _remove_dead(directory):
         if name.startswith(_PREFIX) and _live_port(path) is None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-
-
-def _remove_own(path, pid):
-    if os.getpid() == pid:  # not in a forked child
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)

@@ -1,4 +1,7 @@
-"""A step of Slurm (srun). A batch script without srun is one worker: nobody else was started."""
+"""A step of Slurm (srun). A batch script without srun is one worker: nobody else was started.
+
+Rank 0 serves the store on the first node, at a port that follows from the job and step; MASTER_ADDR and MASTER_PORT win.
+"""
 
 import re
 
@@ -37,11 +40,14 @@ def from_slurm(environ):
         return Cluster(**shared)
     one_host, serves = len(hosts) == 1, rank == 0
     job, step = integer(environ, "SLURM_JOB_ID", 0), integer(environ, "SLURM_STEP_ID", 0)
-    port_number = port(environ, _FIRST_PORT + (31 * job + step) % _NUM_PORTS)
-    bind_host = LOOPBACK if one_host else own_address(environ, name=hosts[node], towards=hosts[0])
+    default_port = integer(environ, "MASTER_PORT", _FIRST_PORT + (31 * job + step) % _NUM_PORTS)
+    port_number = port(environ, default_port)
+    first_host = environ.get("MASTER_ADDR", "") or hosts[0]  # batch scripts set it where node names do not resolve
+    own_name = first_host if serves else hosts[node]
+    bind_host = LOOPBACK if one_host else own_address(environ, name=own_name, towards=first_host)
     return Cluster(
         **shared,
-        store_address=format_address(bind_host if serves or one_host else hosts[0], port_number),
+        store_address=format_address(bind_host if serves or one_host else first_host, port_number),
         serves_store=serves,
         bind_host=bind_host,
         secret=find_secret(environ, one_host=one_host, source="Slurm"),
