@@ -130,7 +130,7 @@ def _main(function, path, arguments):
     arrays = {key: value for key, value in result.items() if isinstance(value, np.ndarray)}
     np.savez(path + ".npz", **arrays)
     plain = {key: value for key, value in result.items() if key not in arrays}
-    Path(path + ".json").write_text(json.dumps(plain))
+    Path(path + ".json").write_text(json.dumps(plain, default=float))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def distribute(strategy, dataset):
     """
     if strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or getattr(dataset, _MARK, False):
         return dataset
-    policy = dataset.options().experimental_distribute.auto_shard_policy
+    if uneven.is_own(dataset):
+        return uneven.InStep(strategy, dataset)
+    policy = uneven.policy_of(dataset)
     if policy == _POLICY.OFF:
         return uneven.InStep(strategy, uneven.rebatch(dataset, strategy))
     if policy == _POLICY.FILE:

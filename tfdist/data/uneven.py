@@ -3,6 +3,10 @@
 import tensorflow as tf
 
 from tfdist import errors
+from tfdist.data import one_shot
+
+_POLICY = tf.data.experimental.AutoShardPolicy
+_OWN = "_tfdist_is_own"
 
 
 class InStep:
@@ -14,13 +18,23 @@ class InStep:
     Args:
       strategy: the strategy, for the collective.
       dataset: this worker's `tf.data.Dataset`.
+      for_trainer: whether a Keras trainer iterates it, which wants to hear of the end in its own words.
     """
 
     _tfdist_is_distributed = True
 
-    def __init__(self, strategy, dataset):
+    def __init__(self, strategy, dataset, for_trainer=False):
         self._strategy = strategy
         self._dataset = dataset
+        self._for_trainer = for_trainer
+
+    def own_dataset(self):
+        """Returns the `tf.data.Dataset`, marked so that distributing it again brings it back here."""
+        setattr(self._dataset, _OWN, True)
+        return self._dataset
+
+    def as_trainer_wants(self):
+        return InStep(self._strategy, self._dataset, for_trainer=True)
 
     @property
     def element_spec(self):
@@ -30,12 +44,13 @@ class InStep:
         return tf.constant(tf.data.UNKNOWN_CARDINALITY, tf.int64)
 
     def __iter__(self):
-        return _InStepIterator(self._strategy, self._dataset)
+        return _InStepIterator(self._strategy, self._dataset, self._for_trainer)
 
 
 class _InStepIterator:
-    def __init__(self, strategy, dataset):
+    def __init__(self, strategy, dataset, for_trainer):
         self._strategy = strategy
+        self._for_trainer = for_trainer
         self._iterator = iter(dataset)
         self._spec = dataset.element_spec
 
@@ -47,6 +62,8 @@ class _InStepIterator:
         mine = tf.constant([0 if batch is None else 1], tf.int32)
         (anybody,) = self._strategy.all_reduce([mine], "max", name="more data")
         if not int(anybody[0]):
+            if self._for_trainer:
+                one_shot.end_of_data()
             raise StopIteration
         return self._empty() if batch is None else batch
 
@@ -54,6 +71,31 @@ class _InStepIterator:
 
     def _empty(self):
         return tf.nest.map_structure(_without_rows, self._spec)
+
+
+def is_own(dataset):
+    """Returns whether `dataset` was given by a user as this worker's own."""
+    return getattr(dataset, _OWN, False)
+
+
+def for_trainer(data):
+    """Returns what a Keras trainer can take in place of `data`: a dataset whose length says nothing about the others'.
+
+    Keras stops after the number of batches that it knows; workers' own datasets are to end together.
+    """
+    if isinstance(data, InStep):
+        data = data.own_dataset()
+    if not isinstance(data, tf.data.Dataset) or not (is_own(data) or policy_of(data) in (_POLICY.OFF, _POLICY.FILE)):
+        return data
+    hidden = data.filter(lambda *_: True)
+    if is_own(data):
+        setattr(hidden, _OWN, True)
+    return hidden
+
+
+def policy_of(dataset):
+    """Returns the `tf.data.experimental.AutoShardPolicy` of `dataset`."""
+    return dataset.options().experimental_distribute.auto_shard_policy
 
 
 def rebatch(dataset, strategy):
@@ -78,7 +120,7 @@ def shard_files(dataset, strategy):
             input_dataset=tf.data.experimental.to_variant(dataset),
             num_workers=strategy.world_size,
             index=strategy.rank,
-            auto_shard_policy=tf.data.experimental.AutoShardPolicy.FILE.value,
+            auto_shard_policy=_POLICY.FILE.value,
             num_replicas=strategy.world_size,
             output_types=tf.nest.flatten(tf.compat.v1.data.get_output_types(dataset)),
             output_shapes=tf.nest.flatten(tf.compat.v1.data.get_output_shapes(dataset)),

@@ -11,13 +11,14 @@ import keras
 import tensorflow as tf
 from keras.src.trainers.data_adapters import array_data_adapter  # not public: the order of array data is drawn there
 
-from tfdist.strategies import keras_arrays, keras_gradients, keras_saving, keras_trainer
+from tfdist.strategies import keras_arrays, keras_gradients, keras_saving, keras_steps, keras_trainer
 
 # (object, attribute, stand-in called as stand_in(original, *args, **kwargs))
 WRAPPED = (
     (keras.optimizers.Optimizer, "apply", keras_gradients.apply),
     (keras.optimizers.LossScaleOptimizer, "apply", keras_gradients.apply),
     (keras.random.SeedGenerator, "next", keras_gradients.next_seed),
+    (keras.metrics.Mean, "update_state", keras_steps.update_mean),
     (keras.Model, "fit", keras_trainer.fit),
     (keras.Model, "evaluate", keras_trainer.evaluate),
     (keras.Model, "predict", keras_trainer.predict),

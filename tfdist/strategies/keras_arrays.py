@@ -15,7 +15,7 @@ def get_tf_dataset(original, adapter):
     from tfdist.strategies import keras_trainer
 
     call = keras_trainer.current_call()
-    if call is None:
+    if call is None or call.strategy.world_size == 1:
         return original(adapter)
     inputs = _dense_inputs(adapter)
     if inputs is None:

@@ -1,11 +1,14 @@
 """Only the chief writes; the others wait until it has."""
 
 import collections
+import hashlib
 import threading
 
 import keras
 from absl import logging
 
+from tfdist import cluster
+from tfdist.cluster.store import StoreClient
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 _CHIEF_ONLY = ("TensorBoard", "CSVLogger", "RemoteMonitor", "ProgbarLogger")
@@ -25,14 +28,45 @@ def save(original, model, *args, **kwargs):
     path = str(args[0] if args else kwargs.get("filepath"))
     with _lock:
         _counts[path] += 1
-        event = f"saved/{_counts[path]}/{path}"
+        event = f"tfdist/saved/{hashlib.sha256(path.encode()).hexdigest()}/{_counts[path]}"
     if strategy.is_chief:
         result = original(model, *args, **kwargs)
-        strategy.announce(event)
+        _announce(strategy, event)
         return result
     logging.log_first_n(logging.INFO, "Rank %d does not write %s: the chief does.", 1, strategy.rank, path)
-    strategy.await_announcement(event)
+    _await(strategy, event)
     return None
+
+
+def _announce(strategy, event):
+    with _store(strategy) as store:
+        store.set(event, b"done")
+
+
+def _await(strategy, event):
+    with _store(strategy) as store:
+        store.get(event, timeout=strategy.group.timeout)
+
+
+def _store(strategy):
+    place = cluster.current()
+    if place.world_size != strategy.world_size:
+        return _NoStore()  # a group made by hand: nobody to ask, files appear when they appear
+    return StoreClient(place.store_address, place.secret)
+
+
+class _NoStore:
+    def set(self, key, value):
+        pass
+
+    def get(self, key, timeout):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 def callbacks_of(strategy, callbacks):

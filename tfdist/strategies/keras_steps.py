@@ -9,7 +9,7 @@ from absl import logging
 
 from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import state
-from tfdist.strategies.step import FUNCTION, PREDICT, TEST, TRAIN
+from tfdist.strategies.step import FUNCTION, PREDICT, TEST, TRAIN, current
 
 _KINDS = {"train_step": TRAIN, "test_step": TEST}
 _LOCAL = threading.local()
@@ -54,6 +54,16 @@ def finish(step, outputs):
     averaged = dict(zip(others, _reconcile(step, [outputs[key] for key in others])))
     fresh = {**averaged, **_results(metrics)}
     return {key: fresh.get(key, value) for key, value in outputs.items()}
+
+
+def update_mean(original, metric, values, sample_weight=None):
+    """Stands in for `keras.metrics.Mean.update_state`: a number fed without weight counts batches, not rows."""
+    result = original(metric, values, sample_weight=sample_weight)
+    if current() is not None:
+        counts_batches = sample_weight is None and len(getattr(values, "shape", ())) == 0
+        for variable in metric.variables:
+            state.count_batches(variable.value, counts_batches)
+    return result
 
 
 def _reconcile(step, logs):

@@ -3,14 +3,17 @@
 import contextlib
 import inspect
 import threading
+import types
 import weakref
 import zlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfdist import errors
-from tfdist.data import permutation, py_dataset
+from tfdist.comm import failures
+from tfdist.data import permutation, py_dataset, uneven
 from tfdist.strategies import keras_saving, keras_steps
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
@@ -24,11 +27,13 @@ class TrainerCall:
     Args:
       strategy: the strategy of the model.
       seed: list of ints that decides the order of array data.
+      is_one_shot: whether the data is a generator, which can be read once only.
     """
 
-    def __init__(self, strategy, seed):
+    def __init__(self, strategy, seed, is_one_shot):
         self.strategy = strategy
         self.seed = seed
+        self.is_one_shot = is_one_shot
 
 
 def current_call():
@@ -36,11 +41,20 @@ def current_call():
     return getattr(_LOCAL, "call", None)
 
 
+def take_one_shot():
+    """Returns whether the data that this thread is about to distribute is a generator; says so only once."""
+    call = current_call()
+    is_one_shot = call is not None and call.is_one_shot
+    if is_one_shot:
+        call.is_one_shot = False
+    return is_one_shot
+
+
 def fit(original, model, *args, **kwargs):
     """Stands in for `Model.fit`."""
     strategy = _strategy_of(model)
     if strategy is None:
-        return original(model, *args, **kwargs)
+        return _alone(original, model, args, kwargs)
     _refuse_jit(model)
     call = _bind(original, model, args, kwargs)
     strategy.num_fit_calls += 1
@@ -50,7 +64,7 @@ def fit(original, model, *args, **kwargs):
         call["x"], call["shuffle"] = py_dataset.SharedOrder(call["x"], seed), False
     call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
     _be_quiet(strategy, call)
-    with _calling(strategy, seed):
+    with _calling(strategy, seed, call["x"]):
         history = original(model, **call)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
     return history
@@ -58,12 +72,16 @@ def fit(original, model, *args, **kwargs):
 
 def evaluate(original, model, *args, **kwargs):
     """Stands in for `Model.evaluate`."""
+    if _strategy_of(model) is None:
+        return _alone(original, model, args, kwargs)
     return _without_training(original, model, args, kwargs)
 
 
 def predict(original, model, *args, **kwargs):
     """Stands in for `Model.predict`: all rows, in order, on every worker."""
-    with keras_steps.gathering() if _strategy_of(model) else contextlib.nullcontext():
+    if _strategy_of(model) is None:
+        return original(model, *args, **kwargs)
+    with keras_steps.gathering():
         return _without_training(original, model, args, kwargs)
 
 
@@ -86,14 +104,23 @@ def make_predict_function(original, model, force=False):
     return made[key]
 
 
+def _alone(original, model, args, kwargs):
+    """One worker: plain Keras, except that no batch of a generator is lost on finding out its shapes."""
+    x = args[0] if args else kwargs.get("x")
+    strategy = model.distribute_strategy
+    if not isinstance(x, types.GeneratorType) or not isinstance(strategy, AbstractReplicaStrategy):
+        return original(model, *args, **kwargs)
+    with _calling(strategy, [], x):
+        return original(model, *args, **kwargs)
+
+
 def _without_training(original, model, args, kwargs):
     strategy = _strategy_of(model)
-    if strategy is None:
-        return original(model, *args, **kwargs)
     _refuse_jit(model)
     call = _bind(original, model, args, kwargs)
     _be_quiet(strategy, call)
-    with _calling(strategy, [0]):
+    x = None if keras_steps.is_gathering() else call["x"]  # predict does not look at a batch beforehand
+    with _calling(strategy, [0], x):
         return original(model, **call)
 
 
@@ -106,11 +133,16 @@ def _strategy_of(model):
 
 
 @contextlib.contextmanager
-def _calling(strategy, seed):
+def _calling(strategy, seed, x):
     outer = current_call()
-    _LOCAL.call = TrainerCall(strategy, seed)
+    _LOCAL.call = TrainerCall(strategy, seed, isinstance(x, types.GeneratorType))
     try:
         yield
+    except tf.errors.OpError as error:
+        failure = failures.from_tensorflow(error)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
         _LOCAL.call = outer
 
@@ -121,6 +153,9 @@ def _bind(original, model, args, kwargs):
     call = dict(bound.arguments)
     call.pop("self")
     call.update(call.pop("kwargs", {}))
+    for key in ("x", "validation_data"):
+        if key in call:
+            call[key] = uneven.for_trainer(call[key])
     return call
 
 

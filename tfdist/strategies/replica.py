@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfdist.strategies import devices, initial_value, rows as batch_rows, state
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.keras_steps import describe, finish
+from tfdist.strategies.replica_context import WeightedReplicaContext
 
 
 class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
@@ -94,7 +95,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         self.rows_variable().assign(rows)
         if step.is_keras and batch_rows.may_be_empty(rows):
             args, kwargs = batch_rows.pad_empty((args, kwargs))
-        with tf.distribute.ReplicaContext(strategy, self._rank), step, _FoldedSeed(self._rank):
+        with WeightedReplicaContext(strategy, self._rank), step, _FoldedSeed(self._rank):
             if kind != replica_step.PREDICT:
                 self._expect_writes(step)
             return finish(step, fn(*args, **kwargs))
@@ -191,9 +192,15 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     # Data
 
     def _experimental_distribute_dataset(self, dataset, options):
-        from tfdist.data import sharding
+        from tfdist.data import one_shot, sharding, uneven
+        from tfdist.strategies import keras_trainer
 
-        return sharding.distribute(self._container_strategy(), dataset)
+        distributed = sharding.distribute(self._container_strategy(), dataset)
+        if keras_trainer.take_one_shot():
+            return one_shot.OneShot(distributed)
+        if isinstance(distributed, uneven.InStep) and keras_trainer.current_call():
+            return distributed.as_trainer_wants()
+        return distributed
 
     def _distribute_datasets_from_function(self, dataset_fn, options):
         from tfdist.data import sharding

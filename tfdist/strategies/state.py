@@ -3,6 +3,7 @@
 Once a step is over, everything that it wrote outside of the optimizer is combined in **one** collective:
 
     sum    (Keras metrics)             s <- s_old + sum_i (s_i - s_old)
+    batch  (metrics fed one number a batch)   s <- s_old + sum_i n_i (s_i - s_old) / sum_i n_i
     mean   (moving statistics)         s <- sum_i n_i s_i / sum_i n_i        n_i rows on worker i
     first  (aggregation "only_first_replica")   s <- s_0
 
@@ -17,21 +18,27 @@ _WRITERS = (
     "scatter_div batch_scatter_update scatter_nd_add scatter_nd_sub scatter_nd_update scatter_nd_max scatter_nd_min"
 ).split()
 _SEED_STATE = "seed_generator_state"
+_PER_BATCH = "_tfdist_counts_batches"
 _NARROW = (tf.float16, tf.bfloat16)
 
 
 def rule_of(variable):
-    """Returns `"sum"`, `"mean"`, `"first"`, or None for a variable that replicas keep equal by themselves."""
+    """Returns `"sum"`, `"batch"`, `"mean"`, `"first"`, or None for what replicas keep equal by themselves."""
     if variable.trainable or variable.dtype in (tf.string, tf.resource, tf.variant):
         return None
     aggregation = variable.aggregation
     if aggregation == tf.VariableAggregation.SUM:
-        return "sum"
+        return "batch" if getattr(variable, _PER_BATCH, False) else "sum"
     if aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA:
         return "first"
     if not variable.dtype.is_floating or _SEED_STATE in variable.name:
         return None
     return "mean"
+
+
+def count_batches(variable, counts_batches):
+    """Says whether metric state `variable` has just been fed one number for the whole batch, not one per row."""
+    setattr(variable, _PER_BATCH, counts_batches)
 
 
 def watch(variable, note):
@@ -91,6 +98,8 @@ class _Message:
         rule, value = rule_of(variable), variable.read_value()
         if rule == "mean":
             self.add_mean(value, variable.name)
+        elif rule == "batch":
+            self.add_mean(_wide(value) - _wide(old), variable.name)
         elif rule == "sum":
             self._append(self._or_zero(_wide(value) - _wide(old)), variable.name)
         else:
@@ -113,6 +122,8 @@ class _Message:
         rule = rule_of(variable)
         if rule == "mean":
             return self.take_mean(variable.dtype)
+        if rule == "batch":
+            return tf.cast(_wide(old) + self.take_mean(_wide(old).dtype), variable.dtype)
         result = next(self._results)
         if rule == "sum":
             result = _wide(old) + result
