@@ -58,7 +58,7 @@ def accuracy_of(output, data="squares", workers=1):
 
 
 def train(environment, folder, script, *arguments, workers=1):
-    launcher = ["-m", "tfdist.launch.cli", "run", "-n", str(workers)] if workers > 1 else []
+    launcher = ["-m", "tfdist", "run", "-n", str(workers)] if workers > 1 else []
     command = [
         *launcher,
         str(ROOT / "examples" / script),
