@@ -94,7 +94,7 @@ def test_get_wakes_up_when_the_key_is_set(server, client):
     set_at = time.monotonic()
     client.set("late", b"now")
     thread.join(timeout=5)
-    assert got[0][0] == b"now" and got[0][1] - set_at < 0.1
+    assert got[0][0] == b"now" and got[0][1] - set_at < 0.3
 
 
 def test_get_names_the_key_when_nobody_sets_it(client):

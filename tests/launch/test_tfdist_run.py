@@ -332,6 +332,32 @@ def test_signals_reach_everyone(script, number, code):
         _assert_gone(pids)
 
 
+def test_sigint_counts_where_a_shell_has_told_background_jobs_to_ignore_it(script):
+    path = script("print('ready', flush=True)\ntime.sleep(60)")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with running("run", "-n", "2", path, lines=2) as launcher:
+            launcher.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, stderr = launcher.communicate(timeout=30)
+            assert launcher.returncode == 130 and time.monotonic() - start < 2
+            assert "KeyboardInterrupt" in stderr and stderr.endswith("tfdist run: stopped by SIGINT.\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nohup_is_respected(script):
+    path = script("print('ready', flush=True)\ntime.sleep(1)")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running("run", "-n", "2", path, lines=2) as launcher:
+            launcher.send_signal(signal.SIGHUP)
+            launcher.communicate(timeout=30)
+            assert launcher.returncode == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_ctrl_c_ends_workers_that_do_not_listen(script):
     path = script(
         """

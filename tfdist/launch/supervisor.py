@@ -50,7 +50,7 @@ class Supervisor:
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for name in _FORWARDED:
             number = getattr(signal, name)
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
                 before[number] = signal.signal(number, lambda number, _: self._events.put(signal.Signals(number).name))
         try:
             yield
