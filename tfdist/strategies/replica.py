@@ -38,8 +38,8 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         """Combines `tensors` over all workers; see `graph_bridge.all_reduce`."""
 
     @abc.abstractmethod
-    def broadcast(self, tensor, name=""):
-        """Returns rank 0's `tensor` on every worker."""
+    def broadcast(self, tensor, root=0, name=""):
+        """Returns rank `root`'s `tensor` on every worker."""
 
     @abc.abstractmethod
     def all_gather(self, tensor, name=""):
@@ -60,9 +60,11 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         if self.world_size > 1:
             self.group.agree(label, values)
 
-    def share_bytes(self, value):
-        """Returns rank 0's `value` (bytes) on every worker."""
-        return self.group.all_gather_bytes(value if self.rank == 0 else b"")[0] if self.world_size > 1 else value
+    def share_bytes(self, value, root=0):
+        """Returns rank `root`'s `value` (bytes) on every worker."""
+        if self.world_size == 1:
+            return value
+        return self.group.all_gather_bytes(value if self.rank == root else b"")[root]
 
 
 class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):

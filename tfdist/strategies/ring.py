@@ -4,9 +4,6 @@ import tensorflow as tf
 
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
-_TRAVELLING = (tf.float32, tf.float64, tf.bfloat16, tf.float16, tf.int32, tf.int64)
-
-
 class RingAllReduceStrategy(AbstractReplicaStrategy):
     """Trains one model on several workers, each on its share of every batch.
 
@@ -57,12 +54,13 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
             list(tensors), op, group=self.group, weight=weight, step=step, name=name, names=names
         )
 
-    def broadcast(self, tensor, name=""):
+    def broadcast(self, tensor, root=0, name=""):
         from tfdist.strategies import graph_bridge
 
-        if tensor.dtype in _TRAVELLING:
-            return graph_bridge.broadcast(tensor, group=self.group, name=name)
-        value = tf.io.parse_tensor(self.share_bytes(tf.io.serialize_tensor(tensor).numpy()), tensor.dtype)
+        tensor = tf.convert_to_tensor(tensor)
+        if tensor.dtype != tf.string:
+            return graph_bridge.broadcast(tensor, root, group=self.group, name=name)
+        value = tf.io.parse_tensor(self.share_bytes(tf.io.serialize_tensor(tensor).numpy(), root), tensor.dtype)
         value.set_shape(tensor.shape)
         return value
 

@@ -1,0 +1,7 @@
+"""Keras callbacks for training on several workers."""
+
+from tfdist.callbacks.average_metrics import AverageMetrics
+from tfdist.callbacks.broadcast_initial_state import BroadcastInitialState
+from tfdist.callbacks.learning_rate_warmup import LearningRateWarmup
+
+__all__ = ["AverageMetrics", "BroadcastInitialState", "LearningRateWarmup"]
