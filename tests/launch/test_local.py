@@ -1,14 +1,12 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
-import pytest
-
-sys.path.insert(0, os.path.dirname(__file__))
-
 import functions_to_run
+import pytest
 
 from tfdist.errors import ConfigurationError
 from tfdist.launch import local
@@ -70,3 +68,9 @@ def test_other_mistakes_are_refused():
         local.run(functions_to_run.place, 0)
     with pytest.raises(ConfigurationError, match="args are expected to be picklable. Received: .*lambda"):
         local.run(functions_to_run.place, 1, (lambda: 0,))
+
+
+def test_it_is_found_by_its_public_name():
+    code = "import tfdist; print(tfdist.launch.local.run.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "run\n", run.stderr

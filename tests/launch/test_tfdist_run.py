@@ -1,64 +1,14 @@
 """`tfdist run` with real processes. The scripts do without TensorFlow, so that each takes a fraction of a second."""
 
-import contextlib
 import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
-
-ROOT = str(pathlib.Path(__file__).resolve().parents[2])
-
-
-def _environment(**variables):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TFDIST_", "OMP_", "TF_"))}
-    return {**kept, "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, sys.path)]), **variables}
-
-
-def _command(*arguments):
-    return [sys.executable, "-m", "tfdist", *map(str, arguments)]
-
-
-def tfdist(*arguments, cwd=None, **variables):
-    """Runs `tfdist ...` to its end."""
-    return subprocess.run(
-        _command(*arguments), env=_environment(**variables), cwd=cwd, capture_output=True, text=True, timeout=60
-    )
-
-
-@contextlib.contextmanager
-def running(*arguments, lines=0, **variables):
-    """Starts `tfdist ...`, waits for so many lines on its stdout and yields the process; its session dies with it."""
-    process = subprocess.Popen(
-        _command(*arguments),
-        env=_environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        process.first_lines = [process.stdout.readline() for _ in range(lines)]
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
-
-
-@pytest.fixture
-def script(tmp_path):
-    def write(text):
-        path = tmp_path / "script.py"
-        path.write_text("import os, signal, subprocess, sys, time\n"
-                        "rank = int(os.environ['TFDIST_RANK'])\n" + textwrap.dedent(text))  # fmt: skip
-        return path
-
-    return write
+from launching import running, tfdist
 
 
 def _is_running(pid):
@@ -463,78 +413,3 @@ def test_two_nodes(script):
         assert sorted(stdout.splitlines()) == ["[2] 0 4 2", "[3] 1 4 2"]
     run = tfdist(*nodes, path)
     assert run.returncode == 2 and "TFDIST_SECRET or TFDIST_SECRET_FILE is expected with --nodes" in run.stderr
-
-
-BAD = {
-    "no worker": (["run", "-n", "0", "x.py"], "an integer >= 1 is expected. Received: '0'"),
-    "negative": (["run", "-n", "-1", "x.py"], "-n"),
-    "no number": (["run", "-n", "two", "x.py"], "an integer >= 1 is expected. Received: 'two'"),
-    "no script": (["run", "-n", "2", "x.py"], "the script is expected to exist. Received: 'x.py'"),
-    "nothing": (["run"], "a script is expected. Received: none"),
-    "directory": (["run", "."], "a directory without __main__.py"),
-    "module": (["run", "-m", "no_such_module_at_all"], "a module that can be imported is expected after -m"),
-    "no module": (["run", "-m"], "a module is expected after -m"),
-    "strategy": (["run", "--strategy", "rnig", "x.py"], "x.py"),
-    "option": (["run", "--workers", "x.py"], "unrecognized arguments: --workers"),
-    "timeout": (["run", "--timeout", "0", "x.py"], "a number of seconds > 0 is expected. Received: '0'"),
-    "command": (["rum"], "a command is expected: run or doctor. Received: 'rum'. Did you mean 'run'?"),
-    "unlike any command": (["xyz"], "See `tfdist --help`"),
-    "node": (["run", "--nodes", "2", "--node-rank", "2", "--address", "a:1", __file__], "Received: --node-rank 2"),
-    "no address": (["run", "--nodes", "2", __file__], "--address is expected with --nodes 2"),
-    "bad address": (["run", "--nodes", "2", "--address", "a", __file__], "--address is expected to be host:port"),
-    "unknown strategy": (["run", "--strategy", "rnig", __file__], "Received: 'rnig'. Did you mean 'ring'?"),
-    "mirrored": (["run", "--strategy", "mirrored", __file__], "mirrored is expected to run in one process"),
-}
-
-
-@pytest.mark.parametrize("row", BAD)
-def test_a_mistake_is_one_line_and_exit_code_2(row, tmp_path):
-    arguments, text = BAD[row]
-    run = tfdist(*arguments, cwd=tmp_path)
-    assert run.returncode == 2
-    assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
-    assert re.match(r"tfdist( run)?: ", run.stderr)
-
-
-@pytest.mark.parametrize(
-    "variables, text",
-    [
-        ({"TFDIST_TIMEOUT": "soon"}, "TFDIST_TIMEOUT is expected to be a number of seconds > 0"),
-        ({"TFDIST_RANK": "0"}, "TFDIST_RANK is expected not to be set where `tfdist run` starts"),
-        ({"TFDIST_STORE": "a:1"}, "TFDIST_STORE is expected not to be set where `tfdist run` starts"),
-        ({"TFDIST_STRATEGY": "rings"}, "a strategy is expected: mirrored or ring. Received: 'rings'"),
-        ({"TFDIST_PORT": "70000"}, "TFDIST_PORT is expected to be from 1 to 65535"),
-        ({"TFDIST_SECRET": "a", "TFDIST_SECRET_FILE": "b"}, "are expected not to be set both"),
-        ({"TFDIST_SECRET_FILE": "/no/such"}, "TFDIST_SECRET_FILE is expected to name a file"),
-    ],
-)
-def test_a_bad_variable_is_one_line_and_exit_code_2(script, variables, text):
-    run = tfdist("run", script(""), **variables)
-    assert run.returncode == 2
-    assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
-
-
-def test_a_secret_in_a_file_stays_there(script, tmp_path):
-    (tmp_path / "secret").write_text("of this test")
-    path = script("import tfdist; print('TFDIST_SECRET' in os.environ, tfdist.cluster.current().secret)")
-    run = tfdist("run", "-n", "2", path, TFDIST_SECRET_FILE=str(tmp_path / "secret"))
-    assert sorted(run.stdout.splitlines()) == ["[0] False b'of this test'", "[1] False b'of this test'"], run.stderr
-
-
-def test_help_is_short():
-    for arguments in (["--help"], ["run", "--help"]):
-        run = tfdist(*arguments)
-        assert run.returncode == 0 and run.stdout.startswith("usage: tfdist") and run.stdout.count("\n") < 30
-    assert tfdist().returncode == 2
-    assert tfdist("--version").stdout.startswith("tfdist ")
-
-
-def test_known_strategies_are_those_of_the_registry():
-    import ast
-
-    from tfdist.launch.run import STRATEGIES
-
-    source = pathlib.Path(ROOT, "tfdist", "strategies", "registry.py").read_text()
-    tables = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)
-              and node.targets[0].id == "_MAKERS"]  # fmt: skip
-    assert sorted(key.value for key in tables[0].keys) == sorted(STRATEGIES)

@@ -1,0 +1,80 @@
+"""What the command line says to a mistake, and to those who ask for help."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+from launching import ROOT, tfdist
+
+from tfdist.launch.run import STRATEGIES
+
+BAD = {
+    "no worker": (["run", "-n", "0", "x.py"], "an integer >= 1 is expected. Received: '0'"),
+    "negative": (["run", "-n", "-1", "x.py"], "-n"),
+    "no number": (["run", "-n", "two", "x.py"], "an integer >= 1 is expected. Received: 'two'"),
+    "no script": (["run", "-n", "2", "x.py"], "the script is expected to exist. Received: 'x.py'"),
+    "nothing": (["run"], "a script is expected. Received: none"),
+    "directory": (["run", "."], "a directory without __main__.py"),
+    "module": (["run", "-m", "no_such_module_at_all"], "a module that can be imported is expected after -m"),
+    "no module": (["run", "-m"], "a module is expected after -m"),
+    "strategy": (["run", "--strategy", "rnig", "x.py"], "x.py"),
+    "option": (["run", "--workers", "x.py"], "unrecognized arguments: --workers"),
+    "timeout": (["run", "--timeout", "0", "x.py"], "a number of seconds > 0 is expected. Received: '0'"),
+    "command": (["rum"], "a command is expected: run or doctor. Received: 'rum'. Did you mean 'run'?"),
+    "unlike any command": (["xyz"], "See `tfdist --help`"),
+    "node": (["run", "--nodes", "2", "--node-rank", "2", "--address", "a:1", __file__], "Received: --node-rank 2"),
+    "no address": (["run", "--nodes", "2", __file__], "--address is expected with --nodes 2"),
+    "bad address": (["run", "--nodes", "2", "--address", "a", __file__], "--address is expected to be host:port"),
+    "unknown strategy": (["run", "--strategy", "rnig", __file__], "Received: 'rnig'. Did you mean 'ring'?"),
+    "mirrored": (["run", "--strategy", "mirrored", __file__], "mirrored is expected to run in one process"),
+}
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_a_mistake_is_one_line_and_exit_code_2(row, tmp_path):
+    arguments, text = BAD[row]
+    run = tfdist(*arguments, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
+    assert re.match(r"tfdist( run)?: ", run.stderr)
+
+
+@pytest.mark.parametrize(
+    "variables, text",
+    [
+        ({"TFDIST_TIMEOUT": "soon"}, "TFDIST_TIMEOUT is expected to be a number of seconds > 0"),
+        ({"TFDIST_RANK": "0"}, "TFDIST_RANK is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_STORE": "a:1"}, "TFDIST_STORE is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_STRATEGY": "rings"}, "a strategy is expected: mirrored or ring. Received: 'rings'"),
+        ({"TFDIST_PORT": "70000"}, "TFDIST_PORT is expected to be from 1 to 65535"),
+        ({"TFDIST_SECRET": "a", "TFDIST_SECRET_FILE": "b"}, "are expected not to be set both"),
+        ({"TFDIST_SECRET_FILE": "/no/such"}, "TFDIST_SECRET_FILE is expected to name a file"),
+    ],
+)
+def test_a_bad_variable_is_one_line_and_exit_code_2(script, variables, text):
+    run = tfdist("run", script(""), **variables)
+    assert run.returncode == 2
+    assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
+
+
+def test_a_secret_in_a_file_stays_there(script, tmp_path):
+    (tmp_path / "secret").write_text("of this test")
+    path = script("import tfdist; print('TFDIST_SECRET' in os.environ, tfdist.cluster.current().secret)")
+    run = tfdist("run", "-n", "2", path, TFDIST_SECRET_FILE=str(tmp_path / "secret"))
+    assert sorted(run.stdout.splitlines()) == ["[0] False b'of this test'", "[1] False b'of this test'"], run.stderr
+
+
+def test_help_is_short():
+    for arguments in (["--help"], ["run", "--help"]):
+        run = tfdist(*arguments)
+        assert run.returncode == 0 and run.stdout.startswith("usage: tfdist") and run.stdout.count("\n") < 30
+    assert tfdist().returncode == 2
+    assert tfdist("--version").stdout.startswith("tfdist ")
+
+
+def test_known_strategies_are_those_of_the_registry():
+    source = pathlib.Path(ROOT, "tfdist", "strategies", "registry.py").read_text()
+    tables = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)
+              and node.targets[0].id == "_MAKERS"]  # fmt: skip
+    assert sorted(key.value for key in tables[0].keys) == sorted(STRATEGIES)
