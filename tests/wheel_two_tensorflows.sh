@@ -32,7 +32,7 @@ for version in "${versions[@]}"; do
   environment="$scratch/tensorflow-$version"
   "$python" -m venv "$environment"
   "$environment/bin/pip" install --quiet "$package==$version.*" "$wheel"
-  (cd "$scratch" && timeout 300 "$environment/bin/tfdist" run -n 2 "$root/tests/wheel_smoke.py")
+  (cd "$scratch" && TF_CPP_MIN_LOG_LEVEL=2 timeout 300 "$environment/bin/tfdist" run -n 2 "$root/tests/wheel_smoke.py")
   rm -rf "$environment"
 done
 echo "PASS: $(basename "$wheel") under TensorFlow ${versions[*]}"
