@@ -81,3 +81,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="is expected to be a directory that we can make.*TFDIST_SECRET"):
         find_secret({"XDG_STATE_HOME": str(tmp_path / "file")}, one_host=True, source="x")
+
+
+def test_an_empty_secret_of_this_user_is_refused(home, tmp_path):
+    find_secret(home, one_host=True, source="x")
+    (tmp_path / "state" / "tfdist" / "secret").write_text("")
+    with pytest.raises(ConfigurationError, match="is expected to hold a secret. Received: an empty file. Remove it"):
+        find_secret(home, one_host=True, source="x")

@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import socket
 
 import pytest
 from launching import ROOT, tfdist
@@ -56,6 +57,14 @@ def test_a_bad_variable_is_one_line_and_exit_code_2(script, variables, text):
     run = tfdist("run", script(""), **variables)
     assert run.returncode == 2
     assert run.stdout == "" and run.stderr.count("\n") == 1 and text in run.stderr
+
+
+def test_an_address_in_use_is_one_line(script):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        run = tfdist("run", "--nodes", "2", "--address", address, script(""), TFDIST_SECRET="of this test")
+    assert run.returncode == 1 and run.stdout == "" and run.stderr.count("\n") == 1
+    assert f"The store was expected to listen at {address}. Received: [Errno" in run.stderr
 
 
 def test_a_secret_in_a_file_stays_there(script, tmp_path):

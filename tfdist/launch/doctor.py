@@ -107,7 +107,7 @@ def _tensorflow():
     value = ", ".join(f"{name} {version}" for name, version in present.items()) or "not installed"
     problem = None
     if not present:
-        problem = _install("tensorflow-cpu` (or, for GPUs, `pip install tensorflow[and-cuda]")
+        problem = "it is needed. Run `pip install tensorflow-cpu`, or `pip install tensorflow[and-cuda]` for GPUs."
     elif len(present) > 1:
         problem = (
             "these packages fill the same directory, and the later one damaged the other. "
