@@ -1,5 +1,6 @@
 """From the native core's failure codes to tfdist's exceptions."""
 
+import contextlib
 import ctypes
 import re
 
@@ -13,8 +14,15 @@ _REMEDIES = {
     library.CLOSED: "Make a new group or strategy.",
     library.INVALID: "This is a fault of tfdist; please report it.",
 }
+_CLASSES = {
+    library.TIMEOUT: CollectiveTimeoutError,
+    library.LOST: WorkerLostError,
+    library.MISMATCH: MismatchError,
+    library.CLOSED: TransportError,
+    library.INVALID: ConfigurationError,
+}
 # How the TensorFlow operations spell a failure in the text of a tf.errors exception.
-_IN_TENSORFLOW = re.compile(r"\[tfdist code=(\d+) peer=(-?\d+)\] (.*?)(?:\n|\s*\[\[|$)", re.DOTALL)
+_IN_TENSORFLOW = re.compile(r"\[tfdist (\w+) peer=(-?\d+)\] (.*?)(?:\n|\s*\[\[|\s*\[Op:|$)", re.DOTALL)
 _TEXT_BYTES = 1 << 17
 
 
@@ -23,13 +31,7 @@ def make_error(code, peer, text):
     message = f"{text.rstrip('. ')}. {_REMEDIES[code]}"
     if code == library.LOST:
         return WorkerLostError(message, rank=peer)
-    if code == library.TIMEOUT:
-        return CollectiveTimeoutError(message)
-    if code == library.MISMATCH:
-        return MismatchError(message)
-    if code == library.CLOSED:
-        return TransportError(message)
-    return ConfigurationError(message)
+    return _CLASSES[code](message)
 
 
 def raise_failure(native, code, rank):
@@ -46,4 +48,19 @@ def from_tensorflow(error):
     found = _IN_TENSORFLOW.search(str(error))
     if not found:
         return None
-    return make_error(int(found[1]), int(found[2]), found[3])
+    codes = {kind.__name__: code for code, kind in _CLASSES.items()}
+    return make_error(codes[found[1]], int(found[2]), found[3])
+
+
+@contextlib.contextmanager
+def translated():
+    """Turns the failures of tfdist's operations that TensorFlow raises in here into tfdist's exceptions."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        failure = from_tensorflow(error)
+        if failure is None:
+            raise
+        raise failure from error

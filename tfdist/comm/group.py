@@ -24,14 +24,11 @@ def channel_number(name):
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-_HOST_CHANNEL = channel_number("host")
-
-
 class Group:
     """Ranks that know each other: connected sockets, one native thread, and the collectives.
 
     All ranks call the same collectives in the same order. Every collective blocks until this rank has its result, at
-    most `timeout` seconds. One thread at a time may call them; TensorFlow's graphs use the same group beside.
+    most `timeout` seconds. Several threads may use a group (see `program_channel`); TensorFlow's graphs use it beside.
     After the first failure the group is unusable, and every later call reports that failure.
 
     Args:
@@ -58,6 +55,7 @@ class Group:
         self._native = None
         self._plans = {}
         self._plans_lock = threading.Lock()  # guards _plans
+        self._first_thread = None
         self._kept = []  # arrays that a failed operation may still be sending
         if world_size > 1:
             descriptors = [-1 if sock is None else sock.detach() for sock in sockets]
@@ -113,7 +111,7 @@ class Group:
         description = f"{name} of rows {array.dtype.name}{list(array.shape[1:])}"
         rows = np.zeros(self.world_size, np.int64)
         rows[self.rank] = array.shape[0]
-        self._run("all_gather", rows, "int64", "sum", description + ", their numbers")
+        self._run("all_gather", rows, "int64", "sum", f"{description}: how many")
         ends = np.concatenate([[0], np.cumsum(rows)])
         result = np.empty((int(ends[-1]), *array.shape[1:]), array.dtype)
         result[ends[self.rank] : ends[self.rank + 1]] = array
@@ -167,7 +165,7 @@ class Group:
 
     def all_gather_bytes(self, data, *, name="all_gather_bytes"):
         """Returns the bytes of every rank, a list in rank order; lengths may differ."""
-        lengths = self.all_gather(np.array([len(data)], np.int64), name=f"{name}, lengths")
+        lengths = self.all_gather(np.array([len(data)], np.int64), name=f"{name} (lengths)")
         whole = self.all_gather(np.frombuffer(data, np.uint8), name=name).tobytes()
         ends = np.cumsum(lengths)
         return [whole[end - length : end] for end, length in zip(ends, lengths)]
@@ -205,6 +203,17 @@ class Group:
         """Raises what a native code other than OK stands for, with the group's first failure as the text."""
         raise_failure(self._native, code, self.rank)
 
+    def program_channel(self):
+        """Returns the channel of what this thread does in program order, outside of graphs.
+
+        Its operations pair up one after the other with those of the same thread on the other ranks (the one that used
+        the group first, or else the one of the same name), so that ranks whose programs differ are told so at once.
+        """
+        thread = threading.current_thread()
+        if self._first_thread is None:
+            self._first_thread = thread.ident
+        return channel_number("program" if thread.ident == self._first_thread else f"program of thread {thread.name}")
+
     def plan(self, collective, options=()):
         """Returns the native number of this rank's plan, loading it at the first use."""
         key = (collective, *options)
@@ -237,7 +246,7 @@ class Group:
             plan=self.plan(collective, options),
             dtype=library.DTYPES[dtype],
             reduce=library.REDUCTIONS[op],
-            channel=_HOST_CHANNEL,
+            channel=self.program_channel(),
             step=-1,
             description=description.encode(),
             work=work.ctypes.data,

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdist.comm import library
 from tfdist.comm.buckets import DEFAULT_BUCKET_BYTES, plan_buckets
+from tfdist.comm.failures import translated
 from tfdist.comm.group import channel_number
 from tfdist.comm.tensorflow_library import operations
 from tfdist.errors import ConfigurationError
@@ -199,7 +200,7 @@ def _row_ends(value, group, name):
     """Exchanges the numbers of rows; returns where each rank's rows begin in the whole, and its end."""
     own = tf.cast(tf.shape(value)[0], tf.int64)
     bounds = tf.range(group.world_size + 1, dtype=tf.int64) * own.dtype.size
-    description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}, their numbers"
+    description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}: how many"
     started = _start([own[None]], "byte", "sum", group, group.plan("all_gather"), description, offsets=bounds)
     rows = _gathered(started, group.world_size, own[None], group)
     return tf.concat([[tf.constant(0, tf.int64)], tf.cumsum(rows)], axis=0)
@@ -215,8 +216,13 @@ def _gather_rows(value, ends, group, name):
 
 def _gathered(ticket, rows, like, group):
     with tf.control_dependencies(_tickets_before()):
-        return operations().tfdist_wait_rows(
-            ticket=ticket, rows=tf.cast(rows, tf.int64), like=like, group=group.id, item_bytes=like.dtype.size
+        return _call(
+            operations().tfdist_wait_rows,
+            ticket=ticket,
+            rows=tf.cast(rows, tf.int64),
+            like=like,
+            group=group.id,
+            item_bytes=like.dtype.size,
         )
 
 
@@ -225,8 +231,8 @@ def _describe(name, tensors, names):
 
 
 def _start(tensors, dtype, op, group, plan, description, weight=None, step=None, offsets=None):
-    channel = int.from_bytes(channel_number(_call_site(description)).to_bytes(8, "little"), "little", signed=True)
-    ticket = operations().tfdist_start(
+    ticket = _call(
+        operations().tfdist_start,
         tensors=tensors,
         weight=tf.cast(0.0 if weight is None else weight, tf.float64),
         step=tf.cast(_NO_STEP if step is None else step, tf.int64),
@@ -236,7 +242,7 @@ def _start(tensors, dtype, op, group, plan, description, weight=None, step=None,
         dtype=library.DTYPES[dtype],
         reduce=library.REDUCTIONS[op],
         weighted=int(weight is not None),
-        channel=channel,
+        channel=_channel(description, group),
         input_chunk=group.rank,
         description=description,
     )
@@ -247,8 +253,13 @@ def _start(tensors, dtype, op, group, plan, description, weight=None, step=None,
 
 def _wait(tickets, like, counts, dtype, group):
     with tf.control_dependencies(_tickets_before()):
-        results = operations().tfdist_wait(
-            tickets=tickets, like=like, group=group.id, dtype=library.DTYPES[dtype], counts=counts
+        results = _call(
+            operations().tfdist_wait,
+            tickets=tickets,
+            like=like,
+            group=group.id,
+            dtype=library.DTYPES[dtype],
+            counts=counts,
         )
     results = list(results) if isinstance(results, (list, tuple)) else [results]
     for result, original in zip(results, like):
@@ -263,14 +274,24 @@ def _tickets_before():
     return list(_starts.get(tf.compat.v1.get_default_graph(), ()))
 
 
-def _call_site(description):
-    """Names this call alike on all ranks, however often either of them has traced it."""
+def _call(operation, **arguments):
+    """Calls an operation; where it runs at once, its failure comes as an exception of tfdist."""
+    if not tf.executing_eagerly():
+        return operation(**arguments)
+    with translated():
+        return operation(**arguments)
+
+
+def _channel(description, group):
+    """Names this call alike on all ranks, however often either of them has traced it; a signed 64-bit number."""
     if tf.executing_eagerly():
-        return f"eager {description}"
-    seen = _occurrences.setdefault(tf.compat.v1.get_default_graph(), {})
-    key = hashlib.sha256(description.encode()).hexdigest()
-    seen[key] = seen.get(key, -1) + 1
-    return f"graph {description} #{seen[key]}"
+        number = group.program_channel()
+    else:
+        seen = _occurrences.setdefault(tf.compat.v1.get_default_graph(), {})
+        key = hashlib.sha256(description.encode()).hexdigest()
+        seen[key] = seen.get(key, -1) + 1
+        number = channel_number(f"graph {description} #{seen[key]}")
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _dims(shape):

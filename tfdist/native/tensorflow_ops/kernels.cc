@@ -56,11 +56,14 @@ void fail_with_group(TF_OpKernelContext* context, tfdist_group* group, int code)
   } else {
     code = first;
   }
-  const TF_Code tf_code = code == TFDIST_TIMEOUT    ? TF_DEADLINE_EXCEEDED
-                          : code == TFDIST_LOST     ? TF_UNAVAILABLE
-                          : code == TFDIST_MISMATCH ? TF_INVALID_ARGUMENT
-                                                    : TF_ABORTED;
-  fail(context, tf_code, "[tfdist code=" + std::to_string(code) + " peer=" + std::to_string(peer) + "] " + message);
+  const std::string details = " peer=" + std::to_string(peer) + "] " + message;
+  switch (code) {
+    case TFDIST_TIMEOUT: return fail(context, TF_DEADLINE_EXCEEDED, "[tfdist CollectiveTimeoutError" + details);
+    case TFDIST_LOST: return fail(context, TF_UNAVAILABLE, "[tfdist WorkerLostError" + details);
+    case TFDIST_MISMATCH: return fail(context, TF_INVALID_ARGUMENT, "[tfdist MismatchError" + details);
+    case TFDIST_CLOSED: return fail(context, TF_ABORTED, "[tfdist TransportError" + details);
+    default: return fail(context, TF_ABORTED, "[tfdist ConfigurationError" + details);
+  }
 }
 
 class Attributes {
@@ -102,7 +105,7 @@ class Attributes {
 
 Group find_group(TF_OpKernelContext* context, int64_t id) {
   Group group(tfdist_group_find(id));
-  if (!group) fail(context, TF_ABORTED, "[tfdist code=4 peer=-1] the group of this graph was closed");
+  if (!group) fail(context, TF_ABORTED, "[tfdist TransportError peer=-1] the group of this graph was closed");
   return group;
 }
 
