@@ -12,7 +12,7 @@ def from_chief(strategy, arguments):
     """
     initial, dtype = arguments.get("initial_value"), arguments.get("dtype")
     with tf.init_scope():
-        if not tf.executing_eagerly():
+        if initial is None or not tf.executing_eagerly():
             return initial
         value = initial() if callable(initial) else initial
         if tf.is_tensor(value) and not hasattr(value, "numpy"):

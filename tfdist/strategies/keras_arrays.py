@@ -1,6 +1,7 @@
 """Array input: the order of an epoch is drawn alike on all workers, and each gathers only its own rows."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdist.data import permutation, sharding
@@ -38,7 +39,10 @@ def _dense_inputs(adapter):
 
     inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
     inputs = keras.tree.lists_to_tuples(inputs)
-    for leaf in keras.tree.flatten(inputs):
-        if leaf is not None and not isinstance(leaf, tf.Tensor):
-            return None
-    return inputs
+    if any(leaf is not None and not _is_dense(leaf) for leaf in keras.tree.flatten(inputs)):
+        return None
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), inputs)
+
+
+def _is_dense(leaf):
+    return isinstance(leaf, tf.Tensor) or (isinstance(leaf, np.ndarray) and leaf.dtype != object)

@@ -30,7 +30,8 @@ def save(original, model, *args, **kwargs):
         _counts[path] += 1
         event = f"tfdist/saved/{hashlib.sha256(path.encode()).hexdigest()}/{_counts[path]}"
     if strategy.is_chief:
-        result = original(model, *args, **kwargs)
+        with strategy.extended.alone():  # Keras makes an optimizer anew to write down its configuration
+            result = original(model, *args, **kwargs)
         _announce(strategy, event)
         return result
     logging.log_first_n(logging.INFO, "Rank %d does not write %s: the chief does.", 1, strategy.rank, path)

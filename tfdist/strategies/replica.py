@@ -5,13 +5,15 @@ itself. A strategy adds how gradients travel (`AbstractReplicaStrategy.reduce_gr
 """
 
 import abc
+import contextlib
 import itertools
 import threading
 import weakref
 
 import tensorflow as tf
 
-from tfdist.strategies import devices, initial_value, rows as batch_rows, state
+from tfdist.strategies import devices, initial_value, state, tensorflow_seed
+from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.keras_steps import describe, finish
 from tfdist.strategies.replica_context import WeightedReplicaContext
@@ -82,6 +84,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     # Replica functions
 
     def called_function(self, fn):
+        """Remembers the function given to `run`, which TensorFlow wraps before it reaches the replica call."""
         return _Called(self._local, fn)
 
     def _call_for_each_replica(self, fn, args, kwargs):
@@ -97,7 +100,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         self.rows_variable().assign(rows)
         if step.is_keras and batch_rows.may_be_empty(rows):
             args, kwargs = batch_rows.pad_empty((args, kwargs))
-        with WeightedReplicaContext(strategy, self._rank), step, _FoldedSeed(self._rank):
+        with WeightedReplicaContext(strategy, self._rank), step, tensorflow_seed.FoldedSeed(self._rank):
             if kind != replica_step.PREDICT:
                 self._expect_writes(step)
             return finish(step, fn(*args, **kwargs))
@@ -113,7 +116,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
     def _create_variable(self, next_creator, **kwargs):
         kwargs.pop("colocate_with", None)
-        if self._world_size > 1:
+        if self._world_size > 1 and not getattr(self._local, "is_alone", False):
             strategy = self._container_strategy()
             kwargs["initial_value"] = initial_value.from_chief(strategy, kwargs)
         variable = next_creator(**kwargs)
@@ -123,6 +126,16 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
                 reference = weakref.ref(variable)
                 state.watch(variable, lambda: _note_write(reference))
         return variable
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Variables made in this context keep their own initial values: not all workers make them."""
+        outer = getattr(self._local, "is_alone", False)
+        self._local.is_alone = True
+        try:
+            yield
+        finally:
+            self._local.is_alone = outer
 
     def creation_index(self, variable):
         """Returns the position of `variable` in the order of creation, the same on all workers."""
@@ -280,7 +293,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
 
 class _Called:
-    """Remembers the function given to `run`, which TensorFlow wraps before it reaches the replica call."""
+    """The context of `ReplicaExtended.called_function`; a class because it is entered at every eager step."""
 
     def __init__(self, local, fn):
         self._local = local
@@ -292,25 +305,6 @@ class _Called:
 
     def __exit__(self, *exc_info):
         self._local.function = self._outer
-
-
-class _FoldedSeed:
-    """Gives random operations of TensorFlow (not Keras) other seeds on every rank while a graph is built."""
-
-    def __init__(self, rank):
-        self._rank = rank
-
-    def __enter__(self):
-        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-        if self._graph is not None and self._graph.seed is not None:
-            self._seed = self._graph.seed
-            self._graph.seed = (self._seed + 1_000_003 * self._rank) % 2**31
-        else:
-            self._graph = None
-
-    def __exit__(self, *exc_info):
-        if self._graph is not None:
-            self._graph.seed = self._seed
 
 
 def _note_write(reference):

@@ -1,14 +1,10 @@
 """What happens once when a strategy is made: checks, the group, common randomness, the adapter to Keras."""
 
 import os
-import secrets
 
 import keras
-import tensorflow as tf
 
 from tfdist import errors
-
-_UNSEEDED = 87654321  # TensorFlow's stand-in for "no global seed was set"
 
 
 def check_keras():
@@ -42,17 +38,8 @@ def form_group(group, timeout):
 
 def prepare(strategy):
     """Installs the adapter to Keras and gives all workers a common TensorFlow seed."""
-    from tfdist.strategies import keras_adapter
+    from tfdist.strategies import keras_adapter, tensorflow_seed
 
     keras_adapter.install()
     if strategy.world_size > 1:
-        _share_tensorflow_seed(strategy)
-
-
-def _share_tensorflow_seed(strategy):
-    """An unseeded `Dataset.shuffle` must not give every worker another order."""
-    is_set = tf.compat.v1.random.get_seed(1)[0] != _UNSEEDED
-    mine = b"" if is_set else secrets.token_bytes(4)
-    shared = strategy.share_bytes(mine)
-    if not is_set and shared:
-        tf.random.set_seed(int.from_bytes(shared, "little") % 2**31)
+        tensorflow_seed.share(strategy)

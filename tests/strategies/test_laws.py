@@ -1,0 +1,116 @@
+"""What must hold on every worker beyond equality with one process."""
+
+import numpy as np
+import pytest
+
+from tests.multiprocess import run_workers
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(400)]
+
+_LAWS = [
+    "shuffled_rows",
+    "dropout",
+    "batch_normalization",
+    "overflow_on_one_rank",
+    "saving",
+    "restored",
+    "use_survives_clear_session",
+    "callbacks",
+    "refusals",
+    "two_threads",
+    "differing_weights",
+]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("laws"))
+    return run_workers(request.param, "tests.strategies.laws:checks", names=_LAWS, folder=folder, timeout=300)
+
+
+@pytest.mark.parametrize("law", _LAWS)
+def test_law_runs_on_every_rank(law, ranks):
+    for result in ranks:
+        assert f"{law}: error" not in result, result[f"{law}: error"]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "batch", "dataset", "py_dataset"])
+def test_each_row_is_seen_once_an_epoch(kind, ranks):
+    orders = []
+    for epoch in range(3):
+        seen = [row for result in ranks for row in result[f"shuffled_rows: {kind}"][epoch]]
+        assert sorted(seen) == list(range(37))
+        orders.append(seen)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_dropout_differs_between_ranks_and_repeats(ranks):
+    for draw in range(4):
+        masks = [result["dropout: local first"][draw] for result in ranks]
+        assert all(masks[0] != mask for mask in masks[1:])
+    for result in ranks:
+        assert result["dropout: local first"][0] == result["dropout: local again"][0]
+        assert result["dropout: local first"][0] != result["dropout: local first"][2]
+
+
+def test_moving_statistics_are_averaged_over_rows(ranks):
+    for result in ranks:
+        assert result["batch_normalization: mean"] < 1e-12
+        assert result["batch_normalization: variance"] < 1e-12
+
+
+def test_overflow_on_one_rank_skips_the_step_everywhere(ranks):
+    for result in ranks:
+        assert result["overflow_on_one_rank: scale"] == 512.0
+        assert np.array_equal(result["overflow_on_one_rank: kernel"], np.ones((2, 1)))
+        assert result["overflow_on_one_rank: iterations"] == 1
+        assert np.allclose(result["overflow_on_one_rank: later kernel"], 0.8, atol=1e-3)
+
+
+def test_files_are_written_once_and_can_be_read_at_once(ranks):
+    for rank, result in enumerate(ranks):
+        assert result["saving: equal"]
+        assert result["saving: served"] < 1e-12
+        assert result["saving: again"] == ranks[0]["saving: again"]
+        assert result["saving: local csv"] == (rank == 0)
+    written = ["1.keras", "2.keras", "3.keras", "by the chief.keras", "exported", "log-0.csv", "model.keras"]
+    assert ranks[0]["saving: local files"] == [*written, "model.weights.h5"]
+
+
+def test_backup_and_restore_goes_on_where_training_stopped(ranks):
+    for result in ranks:
+        assert result["restored: epochs"] == [2, 3]
+        assert result["restored: difference"] == 0.0
+
+
+def test_use_survives_clear_session(ranks):
+    assert all(result["use_survives_clear_session: kept"] for result in ranks)
+
+
+def test_callbacks(ranks):
+    mean = sum(range(len(ranks))) / len(ranks)
+    for result in ranks:
+        assert np.allclose(result["callbacks: mine"], mean)
+        assert np.allclose(result["callbacks: rates"][0], 0.1)
+        assert np.allclose(result["callbacks: rates"][8:], 0.1 * len(ranks))
+        for key in result:
+            if key.startswith("callbacks: weight"):
+                assert np.array_equal(result[key], ranks[0][key])
+
+
+def test_refusals_say_what_to_do(ranks):
+    for result in ranks:
+        jit, outside = result["refusals: messages"]
+        assert "jit_compile=True. Compile the model with jit_compile=False" in jit
+        assert "call strategy.run" in outside
+
+
+def test_two_threads_train_two_models(ranks):
+    for result in ranks:
+        assert result["two_threads: weights"] == ranks[0]["two_threads: weights"]
+
+
+def test_differing_weights_are_noticed(ranks):
+    for result in ranks:
+        message = result["differing_weights: local message"]
+        assert "weights of variable 0" in message and "rank 1" in message and "BroadcastInitialState" in message
