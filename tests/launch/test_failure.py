@@ -21,7 +21,7 @@ CULPRITS = {
         [Failure(0, 1, 4.0, None, ("tfdist.errors.WorkerLostError: lost rank 1",)), Failure(1, 3, 5.0)], 1
     ),
     "not the one that says so through TensorFlow": (
-        [Failure(0, 1, 4.0, None, ("UnavailableError: [tfdist code=2 peer=1] x", "")), Failure(1, 3, 5.0)], 1
+        [Failure(0, 1, 4.0, None, ("UnavailableError: [tfdist WorkerLostError peer=1] x", "")), Failure(1, 3, 5.0)], 1
     ),
     "a chain of losses": (
         [Failure(0, 1, 4.0, told("WorkerLostError", 1)), Failure(1, 1, 5.0, told("WorkerLostError", 2))], 1

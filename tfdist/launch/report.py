@@ -16,7 +16,7 @@ from tfdist.errors import TfdistError
 
 KEY = "failure/"
 CONSEQUENCES = ("WorkerLostError", "CollectiveTimeoutError", "TransportError", "RendezvousError", "StoreTimeoutError")
-_LOST_RANK = re.compile(r"lost rank (\d+)|\[tfdist code=\d+ peer=(\d+)\]")
+_LOST_RANK = re.compile(r"lost rank (\d+)|\[tfdist \w+ peer=(\d+)\]")
 _MAX_MESSAGE = 4000
 _SECONDS = 2.0
 _installed = False
