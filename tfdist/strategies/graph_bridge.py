@@ -23,7 +23,7 @@ _occurrences = weakref.WeakKeyDictionary()
 _HALVES = (tf.float16, tf.bfloat16)
 
 
-def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_reduce", names=None):
+def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_reduce", names=None, keep_rows=False):
     """Reduces a list of tensors over all ranks, in buckets.
 
     Args:
@@ -35,6 +35,8 @@ def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_re
       step: None, or an integer scalar that must be equal on all ranks.
       name: str, shown in errors.
       names: None, or one str per tensor, shown in errors.
+      keep_rows: True hands on the rows of all ranks' IndexedSlices one by one. False lets rows of equal index be summed,
+        densely, where that is less to send; the tensor they stand for is the same.
 
     Returns:
       A list like `tensors`. Sum, mean and the weighted mean have gradients (the same reduction of what comes back).
@@ -56,7 +58,7 @@ def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_re
             result[i] = reduced
     for i, t in enumerate(tensors):
         if isinstance(t, tf.IndexedSlices):
-            result[i] = _all_reduce_slices(t, op, group, weight, step, f"{name}: {names[i]}")
+            result[i] = _all_reduce_slices(t, op, group, weight, step, f"{name}: {names[i]}", keep_rows)
     return result
 
 
@@ -161,7 +163,7 @@ def _all_reduce_dense(tensors, op, group, weight, step, name, names):
     return reduced
 
 
-def _all_reduce_slices(slices, op, group, weight, step, name):
+def _all_reduce_slices(slices, op, group, weight, step, name, keep_rows):
     """Gathers the touched rows of all ranks, or sums them densely where that is less to send; IndexedSlices either way."""
     values = slices.values * _share(op, group, weight, step, name, slices.values.dtype)
     if weight is not None:  # a rank of weight 0 contributes nothing, not even NaN
@@ -180,7 +182,7 @@ def _all_reduce_slices(slices, op, group, weight, step, name):
         summed = _all_reduce_dense([dense], "sum", group, None, step, f"{name}, dense", ["values"])[0]
         return summed, tf.range(int(shape[0]), dtype=slices.indices.dtype)
 
-    if shape is None:
+    if keep_rows or shape is None:
         return tf.IndexedSlices(*gather(), slices.dense_shape)
     with tf.control_dependencies(_tickets_before()):  # waits inside the branches see only the branches' own starts
         rows, indices = tf.cond(ends[-1] >= 2 * int(shape[0]), sum_densely, gather)

@@ -4,6 +4,7 @@ Clipping, loss scaling, accumulation, weight decay and moving averages all live 
 the gradient of the whole batch, so the reduction happens at the door of the outermost `apply`.
 """
 
+import keras
 import tensorflow as tf
 
 from tfdist import errors
@@ -52,11 +53,21 @@ def reduce_gradients(step, optimizer, gradients, variables):
         step=tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64),
         name="gradients",
         names=[_name(variables[i]) for i in present],
+        keep_rows=not _is_linear(optimizer),
     )
     result = list(gradients)
     for i, tensor in zip(present, reduced):
         result[i] = _scaled(tensor, factor)
     return result
+
+
+def _is_linear(optimizer):
+    """Whether only the sum of a sparse gradient's rows counts.
+
+    Elsewhere Keras squares and clips the rows of equal index one by one, so one process's rows must stay apart.
+    """
+    clips = (optimizer.clipnorm, optimizer.clipvalue, optimizer.global_clipnorm)
+    return type(optimizer) is keras.optimizers.SGD and all(bound is None for bound in clips)
 
 
 def _scaled(tensor, factor):

@@ -36,8 +36,8 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         super().__init__(ReplicaExtended(self))
 
     @abc.abstractmethod
-    def all_reduce(self, tensors, op="sum", weight=None, step=None, name="", names=None):
-        """Combines `tensors` over all workers; see `graph_bridge.all_reduce`."""
+    def all_reduce(self, tensors, op="sum", **options):
+        """Combines `tensors` over all workers; see `graph_bridge.all_reduce`, also for the options."""
 
     @abc.abstractmethod
     def broadcast(self, tensor, root=0, name=""):

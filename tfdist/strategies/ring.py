@@ -47,12 +47,10 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
         super().__init__(setup.form_group(group, timeout), seed=seed)
         setup.prepare(self)
 
-    def all_reduce(self, tensors, op="sum", weight=None, step=None, name="", names=None):
+    def all_reduce(self, tensors, op="sum", **options):
         from tfdist.strategies import graph_bridge
 
-        return graph_bridge.all_reduce(
-            list(tensors), op, group=self.group, weight=weight, step=step, name=name, names=names
-        )
+        return graph_bridge.all_reduce(list(tensors), op, group=self.group, **options)
 
     def broadcast(self, tensor, root=0, name=""):
         from tfdist.strategies import graph_bridge
