@@ -50,10 +50,22 @@ def finish(step, outputs):
         return outputs
     metrics = [metric for metric in step.model.metrics if _is_written(step, metric)]
     known = _results(metrics)
-    others = [key for key in sorted(outputs) if key not in known and _is_floating_scalar(outputs[key])]
-    averaged = dict(zip(others, _reconcile(step, [outputs[key] for key in others])))
-    fresh = {**averaged, **_results(metrics)}
-    return {key: fresh.get(key, value) for key, value in outputs.items()}
+    logs = dict(_leaves(outputs))
+    others = [key for key in sorted(logs) if key not in known and _is_floating_scalar(logs[key])]
+    averaged = dict(zip(others, _reconcile(step, [logs[key] for key in others])))
+    return _replaced(outputs, {**averaged, **_results(metrics)})
+
+
+def _leaves(logs):
+    for key, value in logs.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
+def _replaced(logs, fresh):
+    return {k: _replaced(v, fresh) if isinstance(v, dict) else fresh.get(k, v) for k, v in logs.items()}
 
 
 def update_mean(original, metric, values, sample_weight=None):
