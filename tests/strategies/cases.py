@@ -293,14 +293,14 @@ def function_train_step():
     return custom_fit(Model())
 
 
-def loop(scale, drop_remainder=False, distributed=True):
+def loop(scale, batch_size=8, drop_remainder=False):
     """A hand-written loop; `scale` says how the loss is divided."""
     strategy = tf.distribute.get_strategy()
     model = mlp()
     optimizer = keras.optimizers.Adam(0.01)
     mae = keras.metrics.MeanAbsoluteError()
     x, y = data()
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size, drop_remainder)
     dataset = strategy.experimental_distribute_dataset(dataset)
     keras_loss = keras.losses.MeanSquaredError()
 
@@ -309,7 +309,7 @@ def loop(scale, drop_remainder=False, distributed=True):
             predictions = model(inputs, training=True)
             rows = tf.reduce_mean(tf.square(predictions - targets), axis=-1)
             if scale == "global":
-                loss = tf.nn.compute_average_loss(rows, global_batch_size=8)
+                loss = tf.nn.compute_average_loss(rows, global_batch_size=batch_size)
             elif scale == "replicas":
                 loss = tf.reduce_mean(rows) / strategy.num_replicas_in_sync
             elif scale == "keras":
@@ -340,12 +340,12 @@ def loop_with_global_batch_size():
 
 @case
 def loop_divided_by_replicas():
-    return loop("replicas", drop_remainder=True)
+    return loop("replicas", batch_size=6, drop_remainder=True)
 
 
 @case
 def loop_with_keras_loss():
-    return loop("keras", drop_remainder=True)
+    return loop("keras", batch_size=6, drop_remainder=True)
 
 
 @case

@@ -11,7 +11,10 @@ from tests.strategies import cases
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
 
 _TOLERANCE = 1e-9
-_MIXED = ("multiplicative_mixed_precision", 2e-2)  # bfloat16 rounds: 8 bits of mantissa, two orders of summation
+_LOOSER = {
+    "multiplicative_mixed_precision": 2e-2,  # bfloat16 has 8 bits of mantissa, and the order of summation differs
+    "loop_with_keras_loss": 1e-7,  # Keras multiplies the loss by 1/3 in float32
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def many(request):
 
 @pytest.mark.parametrize("name", list(cases.CASES))
 def test_workers_equal_one_process(name, one, many):
-    for rank, result in enumerate([one, *many]):
+    for result in (one, *many):
         assert f"{name}: error" not in result, result[f"{name}: error"]
     keys = [key for key in one if key.startswith(f"{name}: ")]
     assert keys
@@ -35,8 +38,8 @@ def test_workers_equal_one_process(name, one, many):
         for rank, other in enumerate(found):
             assert np.array_equal(other, found[0]), f"{key} differs between rank 0 and rank {rank}"
         assert expected.shape == found[0].shape, key
-        tolerance = _MIXED[1] if name == _MIXED[0] else _TOLERANCE
-        assert largest(expected - found[0]) <= tolerance * scale(key, name, one), key
+        bound = _LOOSER.get(name, _TOLERANCE) * scale(key, name, one)
+        assert largest(expected - found[0]) <= bound, key
 
 
 def flat(value):
