@@ -35,7 +35,7 @@ class AverageMetrics(keras.callbacks.Callback):
         names = [name for name in sorted(logs) if self._wants(name) and np.ndim(logs[name]) == 0]
         strategy.agree("logs to be averaged", {"names": names})
         mine = np.array([float(logs[name]) for name in names], np.float64)
-        means = strategy.group.all_reduce(mine, "mean", name="AverageMetrics")
+        means = strategy.worker_group.all_reduce(mine, "mean", name="AverageMetrics")
         logs.update(zip(names, means.tolist()))
 
     def _wants(self, name):

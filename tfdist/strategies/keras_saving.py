@@ -46,7 +46,7 @@ def _announce(strategy, event):
 
 def _await(strategy, event):
     with _store(strategy) as store:
-        store.get(event, timeout=strategy.group.timeout)
+        store.get(event, timeout=strategy.worker_group.timeout)
 
 
 def _store(strategy):

@@ -12,6 +12,7 @@ import weakref
 
 import tensorflow as tf
 
+from tfdist.data import reusable
 from tfdist.strategies import devices, initial_value, state, tensorflow_seed
 from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
@@ -28,7 +29,7 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
     """
 
     def __init__(self, group, seed=None):
-        self.group = group
+        self.worker_group = group
         self.rank = group.rank if group else 0
         self.world_size = group.world_size if group else 1
         self.seed = seed
@@ -60,13 +61,13 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
     def agree(self, label, values):
         """Raises `MismatchError` on every worker unless `values` (a dict) is the same on all; also a barrier."""
         if self.world_size > 1:
-            self.group.agree(label, values)
+            self.worker_group.agree(label, values)
 
     def share_bytes(self, value, root=0):
         """Returns rank `root`'s `value` (bytes) on every worker."""
         if self.world_size == 1:
             return value
-        return self.group.all_gather_bytes(value if self.rank == root else b"")[root]
+        return self.worker_group.all_gather_bytes(value if self.rank == root else b"")[root]
 
 
 class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
@@ -224,10 +225,10 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         return sharding.keep_in_step(self._container_strategy(), dataset_fn(context))
 
     def _make_dataset_iterator(self, dataset):
-        return iter(self._experimental_distribute_dataset(dataset, None))
+        return reusable.ReusableIterator(self._experimental_distribute_dataset(dataset, None))
 
     def _make_input_fn_iterator(self, input_fn, replication_mode=None):
-        return iter(self._distribute_datasets_from_function(input_fn, None))
+        return reusable.ReusableIterator(self._distribute_datasets_from_function(input_fn, None))
 
     def _experimental_distribute_values_from_function(self, value_fn):
         context = tf.distribute.experimental.ValueContext(self._rank, self._world_size)

@@ -50,14 +50,14 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
     def all_reduce(self, tensors, op="sum", **options):
         from tfdist.strategies import graph_bridge
 
-        return graph_bridge.all_reduce(list(tensors), op, group=self.group, **options)
+        return graph_bridge.all_reduce(list(tensors), op, group=self.worker_group, **options)
 
     def broadcast(self, tensor, root=0, name=""):
         from tfdist.strategies import graph_bridge
 
         tensor = tf.convert_to_tensor(tensor)
         if tensor.dtype != tf.string:
-            return graph_bridge.broadcast(tensor, root, group=self.group, name=name)
+            return graph_bridge.broadcast(tensor, root, group=self.worker_group, name=name)
         value = tf.io.parse_tensor(self.share_bytes(tf.io.serialize_tensor(tensor).numpy(), root), tensor.dtype)
         value.set_shape(tensor.shape)
         return value
@@ -65,4 +65,4 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
     def all_gather(self, tensor, name=""):
         from tfdist.strategies import graph_bridge
 
-        return graph_bridge.all_gather(tensor, group=self.group, name=name)
+        return graph_bridge.all_gather(tensor, group=self.worker_group, name=name)
