@@ -92,10 +92,18 @@ def test_ring_sends_what_its_cost_says(world_size):
     cost = ring.all_reduce_cost(world_size, num_bytes)
     for steps in plans("all_reduce", world_size):
         sends = sum(step.kind == Kind.SEND for step in steps)
-        reductions = sum(step.kind == Kind.RECEIVE_REDUCE for step in steps)
+        reductions = sum(step.kind in (Kind.RECEIVE_REDUCE, Kind.RECEIVE_REDUCE_LAST) for step in steps)
         assert sends * num_bytes / world_size == pytest.approx(cost.bytes_sent)
         assert reductions * num_bytes / world_size == pytest.approx(cost.bytes_reduced)
         assert sends == cost.messages
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_a_mean_is_divided_once(world_size):
+    chunks = [[value(rank, chunk) for chunk in range(world_size)] for rank in range(world_size)]
+    result = interpret(plans("all_reduce", world_size), chunks, lambda a, b: a + b, finish=lambda x: x / world_size)
+    for row in result:
+        assert row == [sum(value(r, c) for r in range(world_size)) / world_size for c in range(world_size)]
 
 
 def test_barrier_is_left_only_after_everyone_entered():

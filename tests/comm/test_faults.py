@@ -106,7 +106,7 @@ def test_a_rank_that_fails_tells_why():
 
 
 def start_and_wait(group, **fields):
-    operation = library.Operation(plan=group.plan("all_reduce"), dtype=1, elements=4, **fields)
+    operation = library.Operation(plan=group.plan("all_reduce"), dtype=1, scale=1.0, elements=4, **fields)
     group._wait(library.core().tfdist_start(group._native, ctypes.byref(operation), None, 0), group.timeout)
 
 

@@ -60,7 +60,8 @@ int load_ring(tfdist_group* group, int rank, int world_size) {
     for (int hop = 0; hop < world_size - 1; ++hop) {
       const int first = half == 0 ? rank - hop - 1 : rank - hop;
       step(TFDIST_SEND, at(rank + 1), at(first));
-      step(half == 0 ? TFDIST_RECEIVE_REDUCE : TFDIST_RECEIVE, at(rank - 1), at(first - 1));
+      const int reduce = hop == world_size - 2 ? TFDIST_RECEIVE_REDUCE_LAST : TFDIST_RECEIVE_REDUCE;
+      step(half == 0 ? reduce : TFDIST_RECEIVE, at(rank - 1), at(first - 1));
     }
   }
   return tfdist_group_load_plan(group, table.data(), static_cast<int32_t>(table.size() / 4), world_size);
@@ -71,6 +72,7 @@ tfdist_operation sum_of(int plan, int64_t elements, uint64_t channel) {
   operation.plan = plan;
   operation.dtype = TFDIST_FLOAT32;
   operation.reduce = TFDIST_SUM;
+  operation.scale = 1;
   operation.channel = channel;
   operation.step = -1;
   operation.description = "test";
@@ -99,7 +101,7 @@ void test_any_order(int world_size) {
       for (size_t i = 0; i < sizes.size(); ++i) {
         CHECK(tfdist_wait(group, tickets[i], -1, 1) == TFDIST_OK);
         const tfdist_span span{values[i].data(), sizes[i]};
-        CHECK(tfdist_finish(group, tickets[i], 0, &span, 1) == TFDIST_OK);
+        CHECK(tfdist_finish(group, tickets[i], &span, 1) == TFDIST_OK);
         for (float value : values[i]) CHECK(value == static_cast<float>(world_size * (world_size + 1) / 2));
       }
     }
@@ -123,20 +125,20 @@ void test_types() {
         const int64_t ticket = tfdist_start(group, &operation, nullptr, 0);
         CHECK(ticket > 0 && tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
         const tfdist_span span{memory.data(), 513};
-        CHECK(tfdist_finish(group, ticket, 0, &span, 1) == TFDIST_OK);
+        CHECK(tfdist_finish(group, ticket, &span, 1) == TFDIST_OK);
       }
     }
     std::vector<float> mine(1001, rank == 0 ? NAN : 5.0f);
     tfdist_operation operation = sum_of(plan, 1001, 4);
     operation.reduce = TFDIST_MEAN;
-    operation.weighted = 1;
-    operation.weight = rank * 3.0;
+    operation.scale = rank * 3.0;
+    operation.divisor = 3.0;
     const tfdist_span span{mine.data(), 1001};
     const int64_t ticket = tfdist_start(group, &operation, &span, 1);
     CHECK(tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
-    CHECK(tfdist_finish(group, ticket, 0, &span, 1) == TFDIST_OK);
+    CHECK(tfdist_finish(group, ticket, &span, 1) == TFDIST_OK);
     for (float value : mine) CHECK(value == 5.0f);
-    CHECK(tfdist_finish(group, ticket, 0, &span, 1) == TFDIST_INVALID);
+    CHECK(tfdist_finish(group, ticket, &span, 1) == TFDIST_INVALID);
     tfdist_group_close(group, nullptr);
     tfdist_group_release(group);
   });
@@ -157,7 +159,7 @@ void test_failures() {
         const int64_t ticket = tfdist_start(group, &operation, &span, 1);
         code = ticket < 0 ? static_cast<int>(-ticket) : tfdist_wait(group, ticket, -1, 1);
         CHECK(code != TFDIST_OK);
-        if (ticket > 0) tfdist_finish(group, ticket, 0, &span, 1);
+        if (ticket > 0) tfdist_finish(group, ticket, &span, 1);
       } else if (fault == 2) {
         std::this_thread::sleep_for(std::chrono::milliseconds(1500));
       }

@@ -51,6 +51,42 @@ def test_weighted_mean_and_a_rank_without_rows(world_size):
     local.run(world_size, body)
 
 
+@pytest.mark.parametrize("weights", [None, (4.0, 4.0, 4.0), (1.0, 2.0, 3.0)])
+def test_large_tensors_in_place(weights):
+    """Reduced in their own memory, unless somebody else still needs what is there."""
+
+    def body(group):
+        weight = None if weights is None else weights[group.rank]
+        rows = np.arange(50_021.0)
+        factors = [(weights or (1, 1, 1))[r] * (r + 1) for r in range(3)]
+        expected = rows * sum(factors) / sum(weights or (1, 1, 1))
+        x = tf.constant(rows * (group.rank + 1))
+
+        def reduce_twice(x):
+            fresh = x + 0.0
+            first = bridge.all_reduce([fresh], "mean", group=group, weight=weight)[0]
+            return first, fresh, bridge.all_reduce([fresh], "mean", group=group, weight=weight)[0]
+
+        for first, fresh, second in each_way(reduce_twice, x):
+            np.testing.assert_allclose(first, expected, rtol=1e-12)
+            np.testing.assert_array_equal(second, first)
+            np.testing.assert_array_equal(fresh, x)
+            np.testing.assert_array_equal(x, rows * (group.rank + 1))
+
+    local.run(3, body)
+
+
+def test_gradient_of_the_weighted_mean():
+    def body(group):
+        x, weight = tf.constant([1.0, 2.0]), tf.constant([1.0, 3.0][group.rank])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = bridge.all_reduce([x * x], "mean", group=group, weight=weight)[0] * (group.rank + 1.0)
+        np.testing.assert_allclose(tape.gradient(y, x), 2 * x * (weight / 4) * 3, rtol=1e-6)
+
+    local.run(2, body)
+
+
 def test_weighted_halves_do_not_overflow():
     def body(group):
         mine = tf.constant([1000.0, -2.0], tf.float16)
@@ -243,7 +279,11 @@ def test_operations_are_registered_for_gpus_with_their_arguments_in_host_memory(
     from tfdist.comm.tensorflow_library import operations
 
     operations()
-    for name, arguments in [("TfdistStart", {"tensors", "weight", "step", "offsets", "ticket"}), ("TfdistWait", {"tickets", "like", "reduced"})]:
+    for name, arguments in [
+        ("TfdistStart", {"tensors", "scale", "divisor", "step", "offsets", "ticket"}),
+        ("TfdistStartInPlace", {"tensor", "scale", "divisor", "step", "offsets", "ticket", "held"}),
+        ("TfdistWait", {"tickets", "like", "reduced"}),
+    ]:
         registered = {k.device_type: set(k.host_memory_arg) for k in kernels.get_registered_kernels_for_op(name).kernel}
         assert set(registered) == {"CPU", "GPU"}
         assert registered["GPU"] == arguments

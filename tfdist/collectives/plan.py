@@ -18,6 +18,7 @@ class Kind(enum.IntEnum):
     RECEIVE = 1
     RECEIVE_REDUCE = 2
     COPY = 3
+    RECEIVE_REDUCE_LAST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ def receive_reduce(chunk, peer):
     return Step(Kind.RECEIVE_REDUCE, chunk, peer)
 
 
+def receive_reduce_last(chunk, peer):
+    """As `receive_reduce`; all ranks are then in it, so that a mean is divided here, once."""
+    return Step(Kind.RECEIVE_REDUCE_LAST, chunk, peer)
+
+
 def copy(chunk, source):
     """Copies the chunk `source` onto `chunk`."""
     return Step(Kind.COPY, chunk, source=source)
@@ -76,7 +82,7 @@ class PlanError(ValueError):
     """A plan waits for itself, or leaves a message unread."""
 
 
-def interpret(plans, chunks, reduce):
+def interpret(plans, chunks, reduce, finish=None):
     """Runs the plans of all ranks on Python values.
 
     Values are replaced, never changed in place, so a sent value needs no copy.
@@ -85,6 +91,7 @@ def interpret(plans, chunks, reduce):
       plans: one list of `Step` per rank.
       chunks: one list of values per rank; changed to the result.
       reduce: function of (own value, received value) that returns their reduction.
+      finish: function applied to a value once all ranks are in it, or None.
 
     Returns:
       `chunks`.
@@ -99,7 +106,7 @@ def interpret(plans, chunks, reduce):
         moved = False
         for rank, steps in enumerate(plans):
             while position[rank] < len(steps):
-                if not _execute(steps[position[rank]], rank, chunks[rank], in_flight, reduce):
+                if not _execute(steps[position[rank]], rank, chunks[rank], in_flight, reduce, finish):
                     break
                 position[rank] += 1
                 moved = True
@@ -112,7 +119,7 @@ def interpret(plans, chunks, reduce):
     return chunks
 
 
-def _execute(step, rank, own, in_flight, reduce):
+def _execute(step, rank, own, in_flight, reduce, finish):
     """Does one step if it can be done now; says whether it could."""
     if step.kind == Kind.SEND:
         in_flight.setdefault((rank, step.peer), deque()).append(own[step.chunk])
@@ -124,5 +131,9 @@ def _execute(step, rank, own, in_flight, reduce):
     if not queue:
         return False
     message = queue.popleft()
-    own[step.chunk] = reduce(own[step.chunk], message) if step.kind == Kind.RECEIVE_REDUCE else message
+    if step.kind != Kind.RECEIVE:
+        message = reduce(own[step.chunk], message)
+    if step.kind == Kind.RECEIVE_REDUCE_LAST and finish is not None:
+        message = finish(message)
+    own[step.chunk] = message
     return True

@@ -4,15 +4,16 @@ Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of works
 travels once around the ring and is summed on the way, always in the same order, so all ranks end with the same bits.
 """
 
-from tfdist.collectives.plan import Cost, receive, receive_reduce, send
+from tfdist.collectives.plan import Cost, receive, receive_reduce, receive_reduce_last, send
 
 
 def reduce_scatter(rank, world_size):
     """Rank r ends with chunk r reduced over all ranks. Costs S (P-1)/P bytes sent and reduced per rank."""
     following, previous = (rank + 1) % world_size, (rank - 1) % world_size
     for hop in range(1, world_size):
+        reduce = receive_reduce_last if hop == world_size - 1 else receive_reduce
         yield send((rank - hop) % world_size, following)
-        yield receive_reduce((rank - hop - 1) % world_size, previous)
+        yield reduce((rank - hop - 1) % world_size, previous)
 
 
 def all_gather(rank, world_size):

@@ -246,6 +246,7 @@ class Group:
             plan=self.plan(collective, options),
             dtype=library.DTYPES[dtype],
             reduce=library.REDUCTIONS[op],
+            scale=1.0,
             channel=self.program_channel(),
             step=-1,
             description=description.encode(),
@@ -263,7 +264,7 @@ class Group:
         self._kept.append(work)
         self._wait(ticket, self.timeout if timeout is None else timeout)
         self._kept.clear()
-        core.tfdist_finish(self._native, ticket, 0, ctypes.byref(span), 1)
+        core.tfdist_finish(self._native, ticket, ctypes.byref(span), 1)
 
     def _wait(self, ticket, timeout):
         core, deadline = library.core(), time.monotonic() + timeout

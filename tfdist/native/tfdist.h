@@ -28,7 +28,13 @@ enum tfdist_dtype {
 enum tfdist_reduce { TFDIST_SUM = 0, TFDIST_MEAN = 1, TFDIST_MIN = 2, TFDIST_MAX = 3, TFDIST_PRODUCT = 4 };
 
 /* Step kinds of a plan; four int32 a step: kind, peer, chunk, source (copy only). */
-enum tfdist_step_kind { TFDIST_SEND = 0, TFDIST_RECEIVE = 1, TFDIST_RECEIVE_REDUCE = 2, TFDIST_COPY = 3 };
+enum tfdist_step_kind {
+  TFDIST_SEND = 0,
+  TFDIST_RECEIVE = 1,
+  TFDIST_RECEIVE_REDUCE = 2,
+  TFDIST_COPY = 3,
+  TFDIST_RECEIVE_REDUCE_LAST = 4, /* all ranks are in the chunk then: a mean is divided here */
+};
 
 enum tfdist_code {
   TFDIST_OK = 0,
@@ -50,13 +56,13 @@ typedef struct {
   int32_t plan;   /* from tfdist_group_load_plan */
   int32_t dtype;  /* tfdist_dtype */
   int32_t reduce; /* tfdist_reduce */
-  int32_t weighted;
-  double weight;     /* with `weighted`: this rank's weight, >= 0; the result is sum(w_i x_i) / sum(w_i) */
+  double scale;   /* what inputs are multiplied by while they are packed; 0 makes zeros of whatever they hold */
+  double divisor; /* of TFDIST_MEAN: what the sum is divided by, equal on all ranks; 0: the number of ranks */
   uint64_t channel;  /* operations pair up by (channel, how many the channel has seen) */
   int64_t step;      /* must be equal on all ranks; -1 where there is none */
   const char* description; /* what ranks must agree on; shown in errors */
   void* work;        /* work buffer of the caller, used in place; NULL: one from the pool */
-  int64_t elements;  /* of the work buffer, without the weight's */
+  int64_t elements;  /* of the work buffer */
   const int64_t* chunk_offsets; /* first element of each chunk and the end; NULL: equal chunks */
   int64_t input_offset; /* element of the work buffer at which the inputs are packed */
 } tfdist_operation;
@@ -81,8 +87,8 @@ TFDIST_EXPORT int64_t tfdist_start(tfdist_group* group, const tfdist_operation* 
 /* Blocks until the operation is finished, at most `timeout_seconds`; < 0 means the group's. With `give_up` a timeout
  * fails the whole group and names who has not arrived; without it the caller may ask again. */
 TFDIST_EXPORT int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double timeout_seconds, int32_t give_up);
-/* Unpacks a finished operation into `outputs`, from element `offset` on, and forgets the ticket. */
-TFDIST_EXPORT int32_t tfdist_finish(tfdist_group* group, int64_t ticket, int64_t offset, const tfdist_span* outputs,
+/* Unpacks a finished operation into `outputs` and forgets the ticket; of one that failed it only forgets the ticket. */
+TFDIST_EXPORT int32_t tfdist_finish(tfdist_group* group, int64_t ticket, const tfdist_span* outputs,
                                     int32_t num_outputs);
 /* The first failure of the group: its code, the lost peer (-1: none) and the text, cut to `capacity`. */
 TFDIST_EXPORT int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity);

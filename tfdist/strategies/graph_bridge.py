@@ -2,8 +2,10 @@
 
 A collective is a `start` (packs and returns) per bucket and one `wait`. Every wait stands behind all starts traced
 before it, so with however few threads no rank can block in a wait while a start that a peer needs is left undone.
+A large tensor is a bucket of its own and is reduced in its own memory.
 """
 
+import dataclasses
 import hashlib
 import weakref
 
@@ -17,6 +19,7 @@ from tfdist.comm.tensorflow_library import operations
 from tfdist.errors import ConfigurationError
 
 _NO_STEP = -1
+_IN_PLACE_BYTES = 64 << 10
 # By graph: the tickets of its starts, and how often each call site was traced.
 _starts = weakref.WeakKeyDictionary()
 _occurrences = weakref.WeakKeyDictionary()
@@ -39,7 +42,7 @@ def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_re
         densely, where that is less to send; the tensor they stand for is the same.
 
     Returns:
-      A list like `tensors`. Sum, mean and the weighted mean have gradients (the same reduction of what comes back).
+      A list like `tensors`. Sum, mean and the weighted mean have gradients.
 
     Raises:
       ConfigurationError: a dtype or op that cannot be reduced.
@@ -51,14 +54,15 @@ def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_re
         return tensors
     names = names or [f"tensor {i}" for i in range(len(tensors))]
     result = list(tensors)
+    scaling = _scaling(op, weight, group, step, name)
     dense = [i for i, t in enumerate(tensors) if not isinstance(t, tf.IndexedSlices)]
     if dense:
-        settings = dict(op=op, group=group, weight=weight, step=step, name=name, names=[names[i] for i in dense])
+        settings = dict(op=op, group=group, scaling=scaling, step=step, name=name, names=[names[i] for i in dense])
         for i, reduced in zip(dense, _differentiable_all_reduce([tensors[i] for i in dense], settings)):
             result[i] = reduced
     for i, t in enumerate(tensors):
         if isinstance(t, tf.IndexedSlices):
-            result[i] = _all_reduce_slices(t, op, group, weight, step, f"{name}: {names[i]}", keep_rows)
+            result[i] = _all_reduce_slices(t, group, scaling, step, f"{name}: {names[i]}", keep_rows)
     return result
 
 
@@ -125,15 +129,43 @@ def _check(tensors, op, weight):
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scaling:
+    """A reduction is sum_i(scale_i t_i) / divisor; both are scalars, the divisor is equal on all ranks."""
+
+    scale: object
+    divisor: object
+    is_weighted: bool = False
+
+
+def _scaling(op, weight, group, step, name):
+    """Exchanges the weights: where they are equal nothing needs to be multiplied, and the mean is the plain one."""
+    if weight is None:
+        return _Scaling(1.0, float(group.world_size) if op == "mean" else 1.0)
+    own = tf.reshape(tf.cast(weight, tf.float64), [1])
+    bounds = tf.range(group.world_size + 1, dtype=tf.int64) * own.dtype.size
+    plan, description = group.plan("all_gather"), f"{name}, weights"
+    started = _start([own], "byte", "sum", group, plan, description, step=step, offsets=bounds)
+    weights = _gathered(started, group.world_size, own, group)
+    total = tf.reduce_sum(weights)
+    equal = tf.reduce_all(tf.equal(weights, weights[0])) & (total > 0)
+    one = tf.constant(1.0, tf.float64)
+    divisor = tf.where(equal, one * group.world_size, tf.where(total > 0, total, one))
+    return _Scaling(tf.where(equal, one, own[0]), divisor, is_weighted=True)
+
+
 def _differentiable_all_reduce(tensors, settings):
+    op, scaling = settings["op"], settings["scaling"]
+
     @tf.custom_gradient
     def differentiable(*values):
         def gradient(*upstream):
-            if settings["op"] not in ("sum", "mean"):
+            if op not in ("sum", "mean"):
                 raise ConfigurationError(
-                    f"an all-reduce has a gradient for op 'sum' and 'mean'. Received: op={settings['op']!r}. Use one of these."
+                    f"an all-reduce has a gradient for op 'sum' and 'mean'. Received: op={op!r}. Use one of these."
                 )
-            return all_reduce(list(upstream), **{**settings, "step": None, "name": f"gradient of {settings['name']}"})
+            summed = all_reduce(list(upstream), group=settings["group"], name=f"gradient of {settings['name']}")
+            return [gradient * tf.cast(scaling.scale / scaling.divisor, gradient.dtype) for gradient in summed]
 
         return _all_reduce_dense(list(values), **settings), gradient
 
@@ -141,9 +173,9 @@ def _differentiable_all_reduce(tensors, settings):
     return [tf.ensure_shape(r, t.shape) if t.shape.rank is not None else r for r, t in zip(reduced, tensors)]
 
 
-def _all_reduce_dense(tensors, op, group, weight, step, name, names):
+def _all_reduce_dense(tensors, op, group, scaling, step, name, names):
     # Weighted halves travel as float32: n_i * g_i would overflow float16 and be too coarse in bfloat16.
-    widened = [tf.cast(t, tf.float32) if weight is not None and t.dtype in _HALVES else t for t in tensors]
+    widened = [tf.cast(t, tf.float32) if scaling.is_weighted and t.dtype in _HALVES else t for t in tensors]
     sizes = [None if t.shape.num_elements() is None else t.shape.num_elements() * t.dtype.size for t in widened]
     buckets = plan_buckets(sizes, [t.dtype.name for t in widened], DEFAULT_BUCKET_BYTES)
     plan = group.plan("all_reduce")
@@ -152,22 +184,25 @@ def _all_reduce_dense(tensors, op, group, weight, step, name, names):
     for bucket in buckets:
         members = [widened[i] for i in bucket.indices]
         description = _describe(f"{name} ({op})", members, [names[i] for i in bucket.indices])
-        ticket = _start(members, bucket.dtype, op, group, plan, description, weight, step)
-        by_dtype.setdefault(bucket.dtype, []).append((ticket, bucket.indices))
+        in_place = len(members) == 1 and (sizes[bucket.indices[0]] or 0) >= _IN_PLACE_BYTES
+        start = _start_in_place if in_place else _start
+        started = start(members, bucket.dtype, op, group, plan, description, scaling, step)
+        ticket, members = started if in_place else (started, members)
+        by_dtype.setdefault(bucket.dtype, []).append((ticket, members, bucket.indices))
     for dtype, started in by_dtype.items():
-        indices = [i for _, members in started for i in members]
-        counts = [len(members) for _, members in started]
-        results = _wait([ticket for ticket, _ in started], [widened[i] for i in indices], counts, dtype, group)
-        for i, result in zip(indices, results):
+        counts = [len(members) for _, members, _ in started]
+        like = [member for _, members, _ in started for member in members]
+        results = _wait([ticket for ticket, _, _ in started], like, counts, dtype, group)
+        for i, result in zip([i for _, _, indices in started for i in indices], results):
             reduced[i] = tf.cast(result, tensors[i].dtype)
     return reduced
 
 
-def _all_reduce_slices(slices, op, group, weight, step, name, keep_rows):
+def _all_reduce_slices(slices, group, scaling, step, name, keep_rows):
     """Gathers the touched rows of all ranks, or sums them densely where that is less to send; IndexedSlices either way."""
-    values = slices.values * _share(op, group, weight, step, name, slices.values.dtype)
-    if weight is not None:  # a rank of weight 0 contributes nothing, not even NaN
-        values = tf.where(tf.equal(weight, 0), tf.zeros_like(values), values)
+    values = slices.values * tf.cast(scaling.scale / scaling.divisor, slices.values.dtype)
+    if scaling.is_weighted:  # a rank of weight 0 contributes nothing, not even NaN
+        values = tf.where(tf.equal(scaling.scale, 0), tf.zeros_like(values), values)
     ends = _row_ends(values, group, f"{name}, values")
     shape = None if slices.dense_shape is None else tf.get_static_value(slices.dense_shape)
 
@@ -179,7 +214,7 @@ def _all_reduce_slices(slices, op, group, weight, step, name, keep_rows):
 
     def sum_densely():
         dense = tf.math.unsorted_segment_sum(values, slices.indices, int(shape[0]))
-        summed = _all_reduce_dense([dense], "sum", group, None, step, f"{name}, dense", ["values"])[0]
+        summed = _all_reduce_dense([dense], "sum", group, _Scaling(1.0, 1.0), step, f"{name}, dense", ["values"])[0]
         return summed, tf.range(int(shape[0]), dtype=slices.indices.dtype)
 
     if keep_rows or shape is None:
@@ -187,15 +222,6 @@ def _all_reduce_slices(slices, op, group, weight, step, name, keep_rows):
     with tf.control_dependencies(_tickets_before()):  # waits inside the branches see only the branches' own starts
         rows, indices = tf.cond(ends[-1] >= 2 * int(shape[0]), sum_densely, gather)
     return tf.IndexedSlices(rows, indices, slices.dense_shape)
-
-
-def _share(op, group, weight, step, name, dtype):
-    """By what this rank's rows are multiplied, so that a plain sum over the ranks gives the reduction."""
-    if weight is None:
-        return tf.constant(1 / group.world_size if op == "mean" else 1, dtype)
-    weight = tf.cast(weight, tf.float64)
-    total = _all_reduce_dense([weight], "sum", group, None, step, f"{name}, weights", ["weight"])[0]
-    return tf.cast(tf.math.divide_no_nan(weight, total), dtype)
 
 
 def _row_ends(value, group, name):
@@ -232,22 +258,39 @@ def _describe(name, tensors, names):
     return f"{name} of [" + "; ".join(f"{n} {t.dtype.name}{_dims(t.shape)}" for n, t in zip(names, tensors)) + "]"
 
 
-def _start(tensors, dtype, op, group, plan, description, weight=None, step=None, offsets=None):
-    ticket = _call(
-        operations().tfdist_start,
-        tensors=tensors,
-        weight=tf.cast(0.0 if weight is None else weight, tf.float64),
+def _start(tensors, dtype, op, group, plan, description, scaling=None, step=None, offsets=None):
+    """Starts a collective on a bucket; returns its ticket."""
+    arguments = _start_arguments(dtype, op, group, plan, description, scaling, step, offsets)
+    return _noted(_call(operations().tfdist_start, tensors=tensors, **arguments))
+
+
+def _start_in_place(tensors, dtype, op, group, plan, description, scaling=None, step=None):
+    """Starts a collective on one tensor; returns its ticket, and in a list what the wait takes in the tensor's stead."""
+    arguments = _start_arguments(dtype, op, group, plan, description, scaling, step, None)
+    ticket, held = _call(operations().tfdist_start_in_place, tensor=tensors[0], **arguments)
+    if not tf.executing_eagerly():
+        held.set_shape(tensors[0].shape)
+    return _noted(ticket), [held]
+
+
+def _start_arguments(dtype, op, group, plan, description, scaling, step, offsets):
+    scaling = scaling or _Scaling(1.0, 1.0)
+    return dict(
+        scale=tf.cast(scaling.scale, tf.float64),
+        divisor=tf.cast(scaling.divisor, tf.float64),
         step=tf.cast(_NO_STEP if step is None else step, tf.int64),
         offsets=tf.constant([], tf.int64) if offsets is None else offsets,
         group=group.id,
         plan=plan,
         dtype=library.DTYPES[dtype],
         reduce=library.REDUCTIONS[op],
-        weighted=int(weight is not None),
         channel=_channel(description, group),
         input_chunk=group.rank,
         description=description,
     )
+
+
+def _noted(ticket):
     if not tf.executing_eagerly():
         _starts.setdefault(ticket.graph, []).append(ticket)
     return ticket

@@ -55,8 +55,12 @@ void combine(T* __restrict target, const T* __restrict source, int64_t n, Functi
 }
 
 template <typename T>
-void reduce_typed(T* target, const T* source, int64_t n, int reduce) {
+void reduce_typed(T* target, const T* source, int64_t n, int reduce, double divisor) {
   using V = typename Arithmetic<T>::Value;
+  if (divisor != 1) {
+    const V d = static_cast<V>(divisor);
+    return combine(target, source, n, [d](V a, V b) { return static_cast<V>(Wrapping<V>::add(a, b) / d); });
+  }
   switch (reduce) {
     case TFDIST_MIN: return combine(target, source, n, minimum<V>);
     case TFDIST_MAX: return combine(target, source, n, maximum<V>);
@@ -66,17 +70,10 @@ void reduce_typed(T* target, const T* source, int64_t n, int reduce) {
 }
 
 template <typename T>
-void pack_typed(T* target, const T* source, int64_t n, double weight) {
+void pack_typed(T* target, const T* source, int64_t n, double scale) {
   using A = Arithmetic<T>;
-  const auto w = static_cast<typename A::Value>(weight);
-  for (int64_t i = 0; i < n; ++i) target[i] = A::store(Wrapping<typename A::Value>::multiply(w, A::load(source[i])));
-}
-
-template <typename T>
-void unpack_typed(T* target, const T* source, int64_t n, double divisor) {
-  using A = Arithmetic<T>;
-  const auto d = static_cast<typename A::Value>(divisor);
-  for (int64_t i = 0; i < n; ++i) target[i] = A::store(A::load(source[i]) / d);
+  const auto s = static_cast<typename A::Value>(scale);
+  for (int64_t i = 0; i < n; ++i) target[i] = A::store(Wrapping<typename A::Value>::multiply(s, A::load(source[i])));
 }
 
 // Calls `visit` with a null pointer of the element type of `dtype`.
@@ -114,45 +111,22 @@ bool can_reduce(int dtype, int reduce) {
 
 bool is_floating(int dtype) { return dtype >= TFDIST_FLOAT32 && dtype <= TFDIST_FLOAT16; }
 
-void reduce_into(void* target, const void* source, int64_t elements, int dtype, int reduce) {
+void reduce_into(void* target, const void* source, int64_t elements, int dtype, int reduce, double divisor) {
   with_type(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    reduce_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, reduce);
+    reduce_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, reduce, divisor);
   });
 }
 
-void pack_weighted(void* target, const void* source, int64_t elements, int dtype, double weight) {
-  if (weight == 0) {
+void pack_scaled(void* target, const void* source, int64_t elements, int dtype, double scale) {
+  if (scale == 0) {
     std::memset(target, 0, static_cast<size_t>(elements) * element_size(dtype));
     return;
   }
   with_type(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    pack_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, weight);
+    pack_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, scale);
   });
-}
-
-void unpack_divided(void* target, const void* source, int64_t elements, int dtype, double divisor) {
-  with_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    unpack_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, divisor);
-  });
-}
-
-void store_scalar(void* target, int dtype, double value) {
-  with_type(dtype, [&](auto* type) {
-    using A = Arithmetic<std::remove_pointer_t<decltype(type)>>;
-    *static_cast<decltype(type)>(target) = A::store(static_cast<typename A::Value>(value));
-  });
-}
-
-double load_scalar(const void* source, int dtype) {
-  double value = 0;
-  with_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    value = static_cast<double>(Arithmetic<T>::load(*static_cast<const T*>(source)));
-  });
-  return value;
 }
 
 }  // namespace tfdist

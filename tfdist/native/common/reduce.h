@@ -1,4 +1,4 @@
-// Arithmetic on raw arrays: element sizes, reductions, weighted packing and unpacking.
+// Arithmetic on raw arrays: element sizes, reductions, packing with a scale.
 #ifndef TFDIST_COMMON_REDUCE_H_
 #define TFDIST_COMMON_REDUCE_H_
 
@@ -14,18 +14,12 @@ size_t element_size(int dtype);
 bool can_reduce(int dtype, int reduce);
 bool is_floating(int dtype);
 
-// target[i] = target[i] (+, min, max, *) source[i]. Mean adds here and divides in `unpack`.
-// bf16 and f16 are computed in f32 and rounded to nearest even.
-void reduce_into(void* target, const void* source, int64_t elements, int dtype, int reduce);
+// target[i] = (target[i] (+, min, max, *) source[i]) / divisor; mean adds. Integers are divided toward zero.
+// bf16 and f16 are computed in f32 and rounded to nearest even, once.
+void reduce_into(void* target, const void* source, int64_t elements, int dtype, int reduce, double divisor);
 
-// target[i] = weight * source[i]; a weight of 0 writes zeros whatever the source holds.
-void pack_weighted(void* target, const void* source, int64_t elements, int dtype, double weight);
-
-// target[i] = source[i] / divisor, integers truncated toward zero; target may be source.
-void unpack_divided(void* target, const void* source, int64_t elements, int dtype, double divisor);
-
-void store_scalar(void* target, int dtype, double value);
-double load_scalar(const void* source, int dtype);
+// target[i] = scale * source[i]; a scale of 0 writes zeros whatever the source holds. target may be source.
+void pack_scaled(void* target, const void* source, int64_t elements, int dtype, double scale);
 
 }  // namespace tfdist
 #endif  // TFDIST_COMMON_REDUCE_H_

@@ -86,9 +86,8 @@ int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double timeout_seconds,
   return group->engine.wait(ticket, timeout_seconds, give_up != 0);
 }
 
-int32_t tfdist_finish(tfdist_group* group, int64_t ticket, int64_t offset, const tfdist_span* outputs,
-                      int32_t num_outputs) {
-  return group->engine.finish(ticket, offset, outputs, num_outputs);
+int32_t tfdist_finish(tfdist_group* group, int64_t ticket, const tfdist_span* outputs, int32_t num_outputs) {
+  return group->engine.finish(ticket, outputs, num_outputs);
 }
 
 int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity) {

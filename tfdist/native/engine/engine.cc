@@ -81,15 +81,15 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   const bool reduces = request.dtype != TFDIST_BYTE;
   if (size == 0 || request.elements < 0 || request.description == nullptr) return false;
   if (reduces && !can_reduce(request.dtype, request.reduce)) return false;
-  if (request.weighted && (!is_floating(request.dtype) || request.reduce != TFDIST_MEAN)) return false;
+  if (request.scale != 1 && !is_floating(request.dtype)) return false;
   operation->step = request.step;
   operation->description = std::string(request.description) + ", " + std::to_string(request.elements) + " elements";
   operation->signature = hash_text(operation->description.c_str());
   operation->dtype = request.dtype;
   operation->reduce = request.reduce;
-  operation->weighted = request.weighted != 0;
+  operation->divisor = request.reduce != TFDIST_MEAN ? 1 : request.divisor > 0 ? request.divisor : world_size_;
   operation->elements = request.elements;
-  const int64_t total = request.elements + (request.weighted ? 1 : 0);
+  const int64_t total = request.elements;
 
   const int chunks = operation->plan->num_chunks;
   operation->begin.resize(chunks + 1);
@@ -115,15 +115,12 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   char* target = operation->work + request.input_offset * static_cast<int64_t>(size);
   for (int i = 0; i < num_inputs; ++i) {
     const int64_t n = inputs[i].elements;
-    if (operation->weighted) {
-      pack_weighted(target, inputs[i].data, n, request.dtype, request.weight);
-    } else if (n > 0) {
+    if (request.scale != 1) {
+      pack_scaled(target, inputs[i].data, n, request.dtype, request.scale);
+    } else if (n > 0 && inputs[i].data != target) {
       std::memcpy(target, inputs[i].data, static_cast<size_t>(n) * size);
     }
     target += n * static_cast<int64_t>(size);
-  }
-  if (operation->weighted) {
-    store_scalar(operation->work + request.elements * static_cast<int64_t>(size), request.dtype, request.weight);
   }
   return true;
 }
@@ -170,7 +167,7 @@ int Engine::wait(int64_t ticket, double timeout_seconds, bool give_up) {
   return failure_.code != TFDIST_OK ? failure_.code : TFDIST_CLOSED;
 }
 
-int Engine::finish(int64_t ticket, int64_t offset, const tfdist_span* outputs, int num_outputs) {
+int Engine::finish(int64_t ticket, const tfdist_span* outputs, int num_outputs) {
   OperationPtr operation;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -180,26 +177,15 @@ int Engine::finish(int64_t ticket, int64_t offset, const tfdist_span* outputs, i
     tickets_.erase(found);
     if (!operation->finished) return TFDIST_INVALID;  // a failed operation is only forgotten
   }
-  const int64_t size = static_cast<int64_t>(element_size(operation->dtype));
-  int64_t end = offset;
-  for (int i = 0; i < num_outputs; ++i) end += outputs[i].elements;
-  if (offset < 0 || end > operation->elements) return TFDIST_INVALID;
-  double divisor = 1;
-  if (operation->weighted) {
-    divisor = load_scalar(operation->work + operation->elements * size, operation->dtype);
-    if (divisor == 0) divisor = 1;  // nobody had anything: the sum is zero
-  } else if (operation->dtype != TFDIST_BYTE && operation->reduce == TFDIST_MEAN) {
-    divisor = world_size_;
-  }
-  const char* source = operation->work + offset * size;
+  const auto size = static_cast<int64_t>(element_size(operation->dtype));
+  int64_t elements = 0;
+  for (int i = 0; i < num_outputs; ++i) elements += outputs[i].elements;
+  if (elements > operation->elements) return TFDIST_INVALID;
+  const char* source = operation->work;
   for (int i = 0; i < num_outputs; ++i) {
-    const int64_t n = outputs[i].elements;
-    if (divisor != 1) {
-      unpack_divided(outputs[i].data, source, n, operation->dtype, divisor);
-    } else if (n > 0 && outputs[i].data != source) {
-      std::memcpy(outputs[i].data, source, static_cast<size_t>(n * size));
-    }
-    source += n * size;
+    const int64_t bytes = outputs[i].elements * size;
+    if (bytes > 0 && outputs[i].data != source) std::memcpy(outputs[i].data, source, static_cast<size_t>(bytes));
+    source += bytes;
   }
   return TFDIST_OK;
 }

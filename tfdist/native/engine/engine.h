@@ -30,7 +30,7 @@ class Engine {
   int load_plan(const int32_t* steps, int num_steps, int num_chunks);
   int64_t start(const tfdist_operation& request, const tfdist_span* inputs, int num_inputs);
   int wait(int64_t ticket, double timeout_seconds, bool give_up);
-  int finish(int64_t ticket, int64_t offset, const tfdist_span* outputs, int num_outputs);
+  int finish(int64_t ticket, const tfdist_span* outputs, int num_outputs);
   void close(const char* failure);
   Failure failure();
 

@@ -284,7 +284,8 @@ void Engine::take(Operation* operation, int step, const char* data, int64_t leng
     std::memcpy(target, data, static_cast<size_t>(length));
   } else {
     const auto size = static_cast<int64_t>(element_size(operation->dtype));
-    reduce_into(target, data, length / size, operation->dtype, operation->reduce);
+    const double divisor = plan_step.kind == TFDIST_RECEIVE_REDUCE_LAST ? operation->divisor : 1;
+    reduce_into(target, data, length / size, operation->dtype, operation->reduce, divisor);
   }
   operation->advance(step, length);
 }

@@ -40,8 +40,8 @@ struct Operation {
   std::shared_ptr<const Plan> plan;
   int dtype = TFDIST_BYTE;
   int reduce = TFDIST_SUM;
-  bool weighted = false;
-  int64_t elements = 0;  // without the weight's
+  double divisor = 1;
+  int64_t elements = 0;
 
   Buffer buffer;         // empty where `work` is the caller's memory
   char* work = nullptr;

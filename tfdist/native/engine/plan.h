@@ -36,7 +36,7 @@ struct Plan {
     for (int i = 0; i < num_steps; ++i, table += 4) {
       PlanStep step{table[0], table[1], table[2], table[3], 0, {}};
       const bool copy = step.kind == TFDIST_COPY, send = step.kind == TFDIST_SEND;
-      if (step.kind < TFDIST_SEND || step.kind > TFDIST_COPY || step.chunk < 0 || step.chunk >= chunks) return false;
+      if (step.kind < TFDIST_SEND || step.kind > TFDIST_RECEIVE_REDUCE_LAST || step.chunk < 0 || step.chunk >= chunks) return false;
       if (copy && (step.source < 0 || step.source >= chunks || step.source == step.chunk)) return false;
       if (!copy && (step.peer < 0 || step.peer >= world_size || step.peer == rank)) return false;
       if (!copy) {

@@ -47,6 +47,7 @@ TF_Tensor* TF_AllocateOutput(TF_OpKernelContext*, int index, TF_DataType, const 
                              TF_Status*);
 TF_Tensor* TF_ForwardInputOrAllocateOutput(TF_OpKernelContext*, const int* inputs, int num_inputs, int output,
                                            const int64_t* dims, int num_dims, int* forwarded, TF_Status*);
+void TF_SetOutput(TF_OpKernelContext*, int index, const TF_Tensor*, TF_Status*);
 TF_DataType TF_ExpectedOutputDataType(TF_OpKernelContext*, int index);
 void TF_OpKernelConstruction_GetAttrSize(TF_OpKernelConstruction*, const char* name, int32_t* list, int32_t* total,
                                          TF_Status*);

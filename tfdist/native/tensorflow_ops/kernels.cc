@@ -3,8 +3,11 @@
 // TensorFlow's asynchronous kernels cannot be used through the C API: finishing one after `compute` has returned
 // writes through a dangling pointer. A GPU's tensors are staged through host memory by TensorFlow itself.
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tensorflow_ops/c_api.h"
@@ -35,8 +38,24 @@ Tensor input(TF_OpKernelContext* context, int index) {
   return Tensor(tensor);
 }
 
-int64_t scalar(TF_OpKernelContext* context, int index) {
-  return *static_cast<const int64_t*>(TF_TensorData(input(context, index).get()));
+template <typename T>
+T scalar(TF_OpKernelContext* context, int index) {
+  return *static_cast<const T*>(TF_TensorData(input(context, index).get()));
+}
+
+// An output shaped as an input, in its memory where nobody else needs that; null, and a failure, where there is none.
+Tensor output_like(TF_OpKernelContext* context, int input_index, int output_index) {
+  std::vector<int64_t> dims;
+  {
+    const Tensor like = input(context, input_index);  // released first: forwarding needs its only reference
+    for (int d = 0; d < TF_NumDims(like.get()); ++d) dims.push_back(TF_Dim(like.get(), d));
+  }
+  Status status = new_status();
+  int forwarded = -1;
+  Tensor output(TF_ForwardInputOrAllocateOutput(context, &input_index, 1, output_index, dims.data(),
+                                                static_cast<int>(dims.size()), &forwarded, status.get()));
+  if (!output) TF_OpKernelContext_Failure(context, status.get());
+  return output;
 }
 
 void fail(TF_OpKernelContext* context, TF_Code code, const std::string& text) {
@@ -64,6 +83,34 @@ void fail_with_group(TF_OpKernelContext* context, tfdist_group* group, int code)
     case TFDIST_CLOSED: return fail(context, TF_ABORTED, "[tfdist TransportError" + details);
     default: return fail(context, TF_ABORTED, "[tfdist ConfigurationError" + details);
   }
+}
+
+// Tensors that operations work in, from their start to their wait; what a failure leaves behind stays, because the
+// engine may still be sending it.
+class InFlight {
+ public:
+  void keep(int64_t group, int64_t ticket, Tensor tensor) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tensors_[{group, ticket}] = std::move(tensor);
+  }
+  // Null where the operation does not work in place.
+  Tensor take(int64_t group, int64_t ticket) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = tensors_.find({group, ticket});
+    if (found == tensors_.end()) return nullptr;
+    Tensor tensor = std::move(found->second);
+    tensors_.erase(found);
+    return tensor;
+  }
+
+ private:
+  std::mutex mutex_;  // guards tensors_
+  std::map<std::pair<int64_t, int64_t>, Tensor> tensors_;
+};
+
+InFlight& in_flight() {
+  static InFlight* instance = new InFlight;  // operations may end after static destructors have run
+  return *instance;
 }
 
 class Attributes {
@@ -109,7 +156,10 @@ Group find_group(TF_OpKernelContext* context, int64_t id) {
   return group;
 }
 
-// TfdistStart(tensors..., weight, step, offsets) -> ticket
+// TfdistStart(tensors..., scale, divisor, step, offsets) -> ticket
+// TfdistStartInPlace(tensor, scale, divisor, step, offsets) -> ticket, held: works in the tensor's own memory where
+// nobody else needs that; `held` is what the wait takes instead of the tensor.
+template <bool in_place>
 class Start {
  public:
   explicit Start(Attributes attributes)
@@ -117,7 +167,6 @@ class Start {
         plan_(attributes.integer("plan")),
         dtype_(attributes.integer("dtype")),
         reduce_(attributes.integer("reduce")),
-        weighted_(attributes.integer("weighted")),
         channel_(attributes.integer("channel")),
         input_chunk_(attributes.integer("input_chunk")),
         description_(attributes.text("description")) {}
@@ -125,7 +174,7 @@ class Start {
   void compute(TF_OpKernelContext* context) const {
     Group group = find_group(context, group_);
     if (!group) return;
-    const int num_tensors = TF_NumInputs(context) - 3;
+    const int num_tensors = TF_NumInputs(context) - 4;
     const int64_t size = tfdist_element_bytes(static_cast<int32_t>(dtype_));
     std::vector<Tensor> tensors;
     std::vector<tfdist_span> spans;
@@ -136,16 +185,15 @@ class Start {
       spans.push_back({TF_TensorData(tensors.back().get()), n});
       elements += n;
     }
-    const Tensor weight = input(context, num_tensors);
-    const Tensor offsets = input(context, num_tensors + 2);
+    const Tensor offsets = input(context, num_tensors + 3);
     tfdist_operation operation{};
     operation.plan = static_cast<int32_t>(plan_);
     operation.dtype = static_cast<int32_t>(dtype_);
     operation.reduce = static_cast<int32_t>(reduce_);
-    operation.weighted = static_cast<int32_t>(weighted_);
-    operation.weight = *static_cast<const double*>(TF_TensorData(weight.get()));
+    operation.scale = scalar<double>(context, num_tensors);
+    operation.divisor = scalar<double>(context, num_tensors + 1);
     operation.channel = static_cast<uint64_t>(channel_);
-    operation.step = scalar(context, num_tensors + 1);
+    operation.step = scalar<int64_t>(context, num_tensors + 2);
     operation.description = description_.c_str();
     operation.elements = elements;
     const int64_t num_offsets = TF_TensorElementCount(offsets.get());
@@ -154,8 +202,18 @@ class Start {
       operation.elements = operation.chunk_offsets[num_offsets - 1];
       operation.input_offset = operation.chunk_offsets[input_chunk_];
     }
+    Tensor held;
+    if (in_place) {
+      tensors.clear();  // forwarding needs the only reference
+      held = output_like(context, 0, 1);
+      if (!held) return;
+      const Tensor original = input(context, 0);
+      spans[0].data = TF_TensorData(original.get());
+      operation.work = TF_TensorData(held.get());
+    }
     const int64_t ticket = tfdist_start(group.get(), &operation, spans.data(), num_tensors);
     if (ticket < 0) return fail_with_group(context, group.get(), static_cast<int>(-ticket));
+    if (in_place) in_flight().keep(group_, ticket, std::move(held));
     Status status = new_status();
     Tensor output(TF_AllocateOutput(context, 0, TF_INT64, nullptr, 0, sizeof(int64_t), status.get()));
     if (!output) return TF_OpKernelContext_Failure(context, status.get());
@@ -163,7 +221,7 @@ class Start {
   }
 
  private:
-  const int64_t group_, plan_, dtype_, reduce_, weighted_, channel_, input_chunk_;
+  const int64_t group_, plan_, dtype_, reduce_, channel_, input_chunk_;
   const std::string description_;
 };
 
@@ -180,9 +238,16 @@ class Wait {
     const int num_tickets = static_cast<int>(counts_.size());
     int next = 0;
     for (int t = 0; t < num_tickets; ++t) {
-      const int64_t ticket = scalar(context, t);
+      const auto ticket = scalar<int64_t>(context, t);
       int code = tfdist_wait(group.get(), ticket, -1, 1);
       if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
+      if (const Tensor held = in_flight().take(group_, ticket)) {
+        code = tfdist_finish(group.get(), ticket, nullptr, 0);
+        Status status = new_status();
+        TF_SetOutput(context, next++, held.get(), status.get());
+        if (TF_GetCode(status.get()) != TF_OK) return TF_OpKernelContext_Failure(context, status.get());
+        continue;
+      }
       std::vector<Tensor> outputs;
       std::vector<tfdist_span> spans;
       for (int64_t i = 0; i < counts_[static_cast<size_t>(t)]; ++i, ++next) {
@@ -191,26 +256,12 @@ class Wait {
         const auto bytes = static_cast<int64_t>(TF_TensorByteSize(outputs.back().get()));
         spans.push_back({TF_TensorData(outputs.back().get()), bytes / tfdist_element_bytes(static_cast<int32_t>(dtype_))});
       }
-      code = tfdist_finish(group.get(), ticket, 0, spans.data(), static_cast<int32_t>(spans.size()));
+      code = tfdist_finish(group.get(), ticket, spans.data(), static_cast<int32_t>(spans.size()));
       if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
     }
   }
 
  private:
-  static Tensor output_like(TF_OpKernelContext* context, int input_index, int output_index) {
-    std::vector<int64_t> dims;
-    {
-      const Tensor like = input(context, input_index);  // released first: forwarding needs its only reference
-      for (int d = 0; d < TF_NumDims(like.get()); ++d) dims.push_back(TF_Dim(like.get(), d));
-    }
-    Status status = new_status();
-    int forwarded = -1;
-    Tensor output(TF_ForwardInputOrAllocateOutput(context, &input_index, 1, output_index, dims.data(),
-                                                  static_cast<int>(dims.size()), &forwarded, status.get()));
-    if (!output) TF_OpKernelContext_Failure(context, status.get());
-    return output;
-  }
-
   const int64_t group_, dtype_;
   const std::vector<int64_t> counts_;
 };
@@ -224,11 +275,11 @@ class WaitRows {
   void compute(TF_OpKernelContext* context) const {
     Group group = find_group(context, group_);
     if (!group) return;
-    const int64_t ticket = scalar(context, 0);
+    const auto ticket = scalar<int64_t>(context, 0);
     int code = tfdist_wait(group.get(), ticket, -1, 1);
     if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
     const Tensor like = input(context, 2);
-    std::vector<int64_t> dims{scalar(context, 1)};
+    std::vector<int64_t> dims{scalar<int64_t>(context, 1)};
     size_t bytes = static_cast<size_t>(dims[0] * item_bytes_);
     for (int d = 1; d < TF_NumDims(like.get()); ++d) {
       dims.push_back(TF_Dim(like.get(), d));
@@ -239,7 +290,7 @@ class WaitRows {
                                     static_cast<int>(dims.size()), bytes, status.get()));
     if (!output) return TF_OpKernelContext_Failure(context, status.get());
     const tfdist_span span{TF_TensorData(output.get()), static_cast<int64_t>(bytes)};
-    code = tfdist_finish(group.get(), ticket, 0, &span, 1);
+    code = tfdist_finish(group.get(), ticket, &span, 1);
     if (code != TFDIST_OK) fail_with_group(context, group.get(), code);
   }
 
@@ -251,12 +302,12 @@ void any_shape(TF_ShapeInferenceContext* context, TF_Status* status) {
   TF_ShapeInferenceContextSetUnknownShape(context, status);
 }
 
-void define(const char* name, const std::vector<const char*>& inputs, const char* output,
+void define(const char* name, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
             const std::vector<const char*>& attributes) {
   TF_OpDefinitionBuilder* builder = TF_NewOpDefinitionBuilder(name);
   for (const char* specification : attributes) TF_OpDefinitionBuilderAddAttr(builder, specification);
   for (const char* specification : inputs) TF_OpDefinitionBuilderAddInput(builder, specification);
-  TF_OpDefinitionBuilderAddOutput(builder, output);
+  for (const char* specification : outputs) TF_OpDefinitionBuilderAddOutput(builder, specification);
   TF_OpDefinitionBuilderSetIsStateful(builder, true);
   TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, any_shape);
   Status status = new_status();
@@ -288,14 +339,20 @@ void implement(const char* name, const std::vector<const char*>& arguments) {
 
 // Runs when TensorFlow loads the library.
 const bool registered = [] {
-  define("TfdistStart", {"tensors: T", "weight: double", "step: int64", "offsets: int64"}, "ticket: int64",
-         {"T: list(type) >= 0", "group: int", "plan: int", "dtype: int", "reduce: int", "weighted: int", "channel: int",
+  define("TfdistStart", {"tensors: T", "scale: double", "divisor: double", "step: int64", "offsets: int64"},
+         {"ticket: int64"},
+         {"T: list(type) >= 0", "group: int", "plan: int", "dtype: int", "reduce: int", "channel: int",
           "input_chunk: int", "description: string"});
-  define("TfdistWait", {"tickets: N * int64", "like: T"}, "reduced: T",
+  define("TfdistStartInPlace", {"tensor: T", "scale: double", "divisor: double", "step: int64", "offsets: int64"},
+         {"ticket: int64", "held: T"},
+         {"T: type", "group: int", "plan: int", "dtype: int", "reduce: int", "channel: int", "input_chunk: int",
+          "description: string"});
+  define("TfdistWait", {"tickets: N * int64", "like: T"}, {"reduced: T"},
          {"N: int >= 1", "T: list(type) >= 0", "group: int", "dtype: int", "counts: list(int)"});
-  define("TfdistWaitRows", {"ticket: int64", "rows: int64", "like: T"}, "gathered: T",
+  define("TfdistWaitRows", {"ticket: int64", "rows: int64", "like: T"}, {"gathered: T"},
          {"T: type", "group: int", "item_bytes: int"});
-  implement<Start>("TfdistStart", {"tensors", "weight", "step", "offsets", "ticket"});
+  implement<Start<false>>("TfdistStart", {"tensors", "scale", "divisor", "step", "offsets", "ticket"});
+  implement<Start<true>>("TfdistStartInPlace", {"tensor", "scale", "divisor", "step", "offsets", "ticket", "held"});
   implement<Wait>("TfdistWait", {"tickets", "like", "reduced"});
   implement<WaitRows>("TfdistWaitRows", {"ticket", "rows", "like", "gathered"});
   return true;
