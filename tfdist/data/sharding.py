@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfdist.data import uneven
+from tfdist.data import randomness, uneven
 
 _POLICY = tf.data.experimental.AutoShardPolicy
 _MARK = "_tfdist_is_distributed"
@@ -36,6 +36,7 @@ def distribute(strategy, dataset):
         return uneven.InStep(strategy, uneven.rebatch(dataset, strategy))
     if policy == _POLICY.FILE:
         return uneven.InStep(strategy, uneven.rebatch(uneven.shard_files(dataset, strategy), strategy))
+    randomness.check_alike(strategy, dataset)
     return mark(share_rows(dataset, strategy.rank, strategy.world_size))
 
 
