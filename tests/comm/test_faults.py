@@ -79,6 +79,18 @@ def test_an_absent_rank_is_named(world_size):
         assert seconds < 6
 
 
+def test_the_timeout_may_be_changed():
+    def body(group):
+        group.timeout = 0.5
+        if group.rank == 0:
+            group.barrier()
+        time.sleep(1)
+
+    error, seconds = run_each(2, body, timeout=50.0)[0]
+    assert isinstance(error, CollectiveTimeoutError) and "of timeout 0.5 s" in str(error)
+    assert seconds < 5
+
+
 def test_a_rank_that_leaves_early_is_named():
     def body(group):
         if group.rank != 1:

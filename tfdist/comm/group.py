@@ -48,11 +48,10 @@ class Group:
                 f"rank is expected to be in [0, world_size). Received: rank={rank}, world_size={world_size}. "
                 "Check the variables that describe the cluster with `tfdist doctor`."
             )
-        if not timeout > 0:
-            raise ConfigurationError(f"timeout is expected to be > 0 seconds. Received: timeout={timeout}. Pass e.g. 600.")
-        self.rank, self.world_size, self.timeout = rank, world_size, float(timeout)
+        self.rank, self.world_size = rank, world_size
         self.id = 0
         self._native = None
+        self.timeout = timeout
         self._plans = {}
         self._plans_lock = threading.Lock()  # guards _plans
         self._first_thread = None
@@ -60,9 +59,22 @@ class Group:
         if world_size > 1:
             descriptors = [-1 if sock is None else sock.detach() for sock in sockets]
             self._native = library.core().tfdist_group_create(
-                rank, world_size, (ctypes.c_int * world_size)(*descriptors), generation, self.timeout
+                rank, world_size, (ctypes.c_int * world_size)(*descriptors), generation, self._timeout
             )
             self.id = library.core().tfdist_group_id(self._native)
+
+    @property
+    def timeout(self):
+        """Seconds that any wait may last, a float > 0; may be changed."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds):
+        if not seconds > 0:
+            raise ConfigurationError(f"timeout is expected to be > 0 seconds. Received: timeout={seconds}. Pass e.g. 600.")
+        self._timeout = float(seconds)
+        if self._native is not None:
+            library.core().tfdist_group_set_timeout(self._native, self._timeout)
 
     def all_reduce(self, array, op="sum", *, name="all_reduce"):
         """Reduces `array` element by element over all ranks; every rank gets the same bits.

@@ -49,6 +49,7 @@ _SIGNATURES = {
         [ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_int), ctypes.c_uint32, ctypes.c_double],
     ),
     "tfdist_group_release": (None, [ctypes.c_void_p]),
+    "tfdist_group_set_timeout": (None, [ctypes.c_void_p, ctypes.c_double]),
     "tfdist_group_id": (ctypes.c_int64, [ctypes.c_void_p]),
     "tfdist_group_close": (None, [ctypes.c_void_p, ctypes.c_char_p]),
     "tfdist_group_load_plan": (

@@ -70,6 +70,8 @@ typedef struct {
 /* `fds`: a connected, authenticated socket a peer, -1 at `rank`; the group owns them from here on. */
 TFDIST_EXPORT tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* fds, uint32_t generation,
                                                 double timeout_seconds);
+/* How long any wait may last from now on. */
+TFDIST_EXPORT void tfdist_group_set_timeout(tfdist_group* group, double seconds);
 TFDIST_EXPORT void tfdist_group_release(tfdist_group* group);
 /* A group is also known by a number, which TensorFlow graphs hold: it may outlive the group. */
 TFDIST_EXPORT int64_t tfdist_group_id(tfdist_group* group);

@@ -46,6 +46,8 @@ tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* f
   }
 }
 
+void tfdist_group_set_timeout(tfdist_group* group, double seconds) { group->engine.set_timeout(seconds); }
+
 void tfdist_group_release(tfdist_group* group) {
   {
     std::lock_guard<std::mutex> lock(registry().mutex);

@@ -28,8 +28,11 @@ std::string Engine::text_of(uint64_t tag) const {
   return "";
 }
 
+// How long an operation may take before the peers are asked about it.
+double Engine::patience_seconds() const { return std::min(3.0, timeout_seconds_ / 4); }
+
 bool Engine::stalled(const Operation& operation) const {
-  return std::chrono::duration<double>(Clock::now() - operation.started).count() > patience_seconds_;
+  return std::chrono::duration<double>(Clock::now() - operation.started).count() > patience_seconds();
 }
 
 // Every rank that learns of a failure tells all others, so that the reason is nowhere overtaken by a closed connection.
@@ -167,7 +170,7 @@ void Engine::query_stalled() {
   const auto now = Clock::now();
   for (const OperationPtr& operation : active_) {
     const double age = std::chrono::duration<double>(now - operation->started).count();
-    if (age < patience_seconds_ * (operation->num_queries + 1)) continue;
+    if (age < patience_seconds() * (operation->num_queries + 1)) continue;
     ++operation->num_queries;
     FrameHeader header;
     header.generation = generation_;
@@ -197,12 +200,15 @@ void Engine::give_up_waiting(const OperationPtr& operation) {
     }
   }
   const double waited = std::chrono::duration<double>(Clock::now() - operation->started).count();
+  auto seconds = [](double value) {
+    const std::string digits = std::to_string(value);
+    return digits.substr(0, digits.find('.') + 2) + " s";
+  };
   std::string text = absent.empty() ? "" : absent + " has not arrived";
   if (!silent.empty()) text += (text.empty() ? "" : "; ") + silent + " has not answered";
   if (text.empty()) text = "every rank has arrived, but the transfer does not move";
   fail(TFDIST_TIMEOUT, first,
-       text + ". Waited " + std::to_string(waited).substr(0, std::to_string(waited).find('.') + 2) + " s of timeout " +
-           std::to_string(timeout_seconds_).substr(0, std::to_string(timeout_seconds_).find('.') + 2) + " s");
+       text + ". Waited " + seconds(waited) + " of timeout " + seconds(timeout_seconds_));
 }
 
 }  // namespace tfdist

@@ -37,8 +37,7 @@ Engine::Engine(int rank, int world_size, const int* descriptors, uint32_t genera
     : rank_(rank),
       world_size_(world_size),
       generation_(generation),
-      timeout_seconds_(timeout_seconds),
-      patience_seconds_(std::min(3.0, timeout_seconds / 4)) {
+      timeout_seconds_(timeout_seconds) {
   int ends[2];
   if (pipe(ends) != 0) throw std::bad_alloc();
   wake_read_ = ends[0];

@@ -6,6 +6,7 @@
 #define TFDIST_ENGINE_ENGINE_H_
 
 #include <atomic>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -32,6 +33,7 @@ class Engine {
   int wait(int64_t ticket, double timeout_seconds, bool give_up);
   int finish(int64_t ticket, const tfdist_span* outputs, int num_outputs);
   void close(const char* failure);
+  void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   Failure failure();
 
  private:
@@ -69,13 +71,14 @@ class Engine {
   bool peer_left_early(const Operation& operation);
   std::string text_of(uint64_t tag) const;
   bool stalled(const Operation& operation) const;
+  double patience_seconds() const;
   void fail(int code, int peer, const std::string& text, int reporter = -1);
   std::string headline(const Operation& operation) const;
   std::string name(int peer) const;
 
   const int rank_, world_size_;
   const uint32_t generation_;
-  const double timeout_seconds_, patience_seconds_;
+  std::atomic<double> timeout_seconds_;
   int wake_read_ = -1, wake_write_ = -1;
   Pool pool_;
 

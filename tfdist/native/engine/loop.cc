@@ -41,7 +41,7 @@ void Engine::loop() {
 
 int Engine::poll_timeout() const {
   if (disputed_peer_ >= 0) return 50;
-  return active_.empty() ? -1 : static_cast<int>(patience_seconds_ * 250) + 1;
+  return active_.empty() ? -1 : static_cast<int>(patience_seconds() * 250) + 1;
 }
 
 void Engine::poll_once() {
