@@ -25,7 +25,7 @@ test-quick: $(NATIVE) $(VENV)/.test
 	$(BIN)/python -m pytest -m "not multiprocess and not slow" $(PYTEST_ARGS)
 
 test-multiprocess: $(NATIVE) $(VENV)/.test
-	$(BIN)/python -m pytest -m "multiprocess or slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "multiprocess or slow" --timeout 600 $(PYTEST_ARGS)
 
 # Address and undefined-behaviour sanitizers first, then the thread sanitizer: they cannot share a process.
 sanitize: $(NATIVE) $(VENV)/.test
