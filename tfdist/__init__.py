@@ -1,9 +1,14 @@
 """tfdist: switch the distributed algorithm of a Keras script by changing one line.
 
-The names below are loaded on first use: `import tfdist` itself imports neither TensorFlow nor the native core.
+The names below are loaded on first use: `import tfdist` itself imports neither TensorFlow nor the native core. All it
+does is to make an uncaught ConfigurationError one line on stderr instead of a traceback.
 """
 
+from tfdist import refusal
+
 __version__ = "0.1.0"
+
+refusal.install()
 
 _EXPORTS = {
     "RingAllReduceStrategy": "tfdist.strategies",

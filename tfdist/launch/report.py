@@ -33,9 +33,11 @@ def install():
     before, process = sys.excepthook, os.getpid()
 
     def hook(kind, error, traceback):
-        before(kind, error, traceback)
-        if os.getpid() == process and not issubclass(kind, KeyboardInterrupt):
-            _send(address, secret, rank, describe(error))
+        try:
+            before(kind, error, traceback)
+        finally:
+            if os.getpid() == process and not issubclass(kind, KeyboardInterrupt):
+                _send(address, secret, rank, describe(error))
 
     sys.excepthook = hook
 
