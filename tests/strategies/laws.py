@@ -72,7 +72,7 @@ def shuffled_rows(strategy, folder):
         model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(1)])
         model.compile("sgd", "mse", run_eagerly=False)
         ends = []
-        callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(len(layer.seen)))
+        callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(len(layer.seen)))
         model.fit(**arguments, epochs=3, verbose=0, callbacks=[callback])
         starts = [0, *ends[:-1]]
         result[kind] = [[v for batch in layer.seen[a:b] for v in batch] for a, b in zip(starts, ends)]
@@ -275,6 +275,48 @@ def refusals(strategy, folder):
         except errors.ConfigurationError as error:
             messages.append(str(error))
     return {"messages": messages}
+
+
+def unknown_length(strategy, folder):
+    """The end of data of unknown length finds every worker after the same step."""
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    dataset = tf.data.Dataset.from_tensor_slices(data()).batch(8).filter(lambda *_: True)
+    seen = []
+    for _ in range(5):
+        model.fit(dataset, epochs=2, verbose=0)
+        seen.append(int(model.optimizer.iterations.numpy()))
+    return {"iterations": seen, **state(model)}
+
+
+def static_single_rows(strategy, folder):
+    """Batches whose shape says that some workers get nothing."""
+    model = mlp()
+    model.compile("adam", "mse", metrics=["mae"])
+    dataset = tf.data.Dataset.from_tensor_slices(data(6)).batch(1, drop_remainder=True)
+    history = model.fit(dataset, epochs=2, verbose=0)
+    return {"loss": history.history["loss"], "rows": len(model.predict(dataset, verbose=0)), **state(model)}
+
+
+def differing_arguments(strategy, folder):
+    from tfdist import errors
+
+    model = mlp()
+    model.compile("sgd", "mse")
+    x, y = data()
+    messages = []
+    for arguments in ({"epochs": 1 + strategy.rank}, {"batch_size": 8 + strategy.rank}):
+        try:
+            model.fit(x, y, verbose=0, **arguments)
+        except errors.MismatchError as error:
+            messages.append(str(error))
+    if strategy.rank:
+        x, y = x[:-1], y[:-1]
+    try:
+        model.fit(x, y, verbose=0)
+    except errors.MismatchError as error:
+        messages.append(str(error))
+    return {"local messages": messages}
 
 
 def two_threads(strategy, folder):

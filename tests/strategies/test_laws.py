@@ -19,6 +19,9 @@ _LAWS = [
     "refusals",
     "two_threads",
     "differing_weights",
+    "unknown_length",
+    "static_single_rows",
+    "differing_arguments",
 ]
 
 
@@ -114,3 +117,26 @@ def test_differing_weights_are_noticed(ranks):
     for result in ranks:
         message = result["differing_weights: local message"]
         assert "weights of variable 0" in message and "rank 1" in message and "BroadcastInitialState" in message
+
+
+def test_data_of_unknown_length_ends_after_the_same_step(ranks):
+    for result in ranks:
+        assert result["unknown_length: iterations"] == [10, 20, 30, 40, 50]
+        for key in result:
+            if key.startswith("unknown_length: weight"):
+                assert np.array_equal(result[key], ranks[0][key])
+
+
+def test_batches_of_one_row(ranks):
+    for result in ranks:
+        assert result["static_single_rows: rows"] == 6
+        assert np.isfinite(result["static_single_rows: loss"]).all()
+        assert result["static_single_rows: loss"] == ranks[0]["static_single_rows: loss"]
+
+
+def test_differing_arguments_are_named(ranks):
+    for result in ranks:
+        epochs, batch_size, rows = result["differing_arguments: local messages"]
+        assert "model.fit" in epochs and "epochs=1 on rank 0, epochs=2 on rank 1" in epochs
+        assert "batch_size=8 on rank 0, batch_size=9 on rank 1" in batch_size
+        assert "rows=37 on rank 0, rows=36 on rank 1" in rows

@@ -98,13 +98,14 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         rows = batch_rows.count_rows(args, kwargs)
         kind, model, sums_loss = describe(original)
         step = replica_step.ReplicaStep(strategy, kind, model, rows, sums_loss)
-        self.rows_variable().assign(rows)
         if step.is_keras and batch_rows.may_be_empty(rows):
             args, kwargs = batch_rows.pad_empty((args, kwargs))
         with WeightedReplicaContext(strategy, self._rank), step, tensorflow_seed.FoldedSeed(self._rank):
             if kind != replica_step.PREDICT:
                 self._expect_writes(step)
-            return finish(step, fn(*args, **kwargs))
+            with _after_data(args, kwargs):
+                self.rows_variable().assign(rows)
+                return finish(step, fn(*args, **kwargs))
 
     def rows_variable(self):
         """The row count of this thread's latest call, for functions nested in the replica function."""
@@ -291,6 +292,18 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     @property
     def _global_batch_size(self):
         return True
+
+
+def _after_data(args, kwargs):
+    """Operations made in this context run only once the data has come.
+
+    At the end of the data TensorFlow has begun the next step already: a counter that does not depend on the data would
+    be raised or not, by chance, and another way on every worker.
+    """
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    leaves = tf.nest.flatten((args, kwargs), expand_composites=True)
+    return tf.control_dependencies([leaf for leaf in leaves if isinstance(leaf, tf.Tensor)][:1])
 
 
 class _Called:
