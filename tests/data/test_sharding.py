@@ -17,6 +17,9 @@ class Workers:
     def agree(self, label, values):
         self.agreed = values
 
+    def is_common(self, value):
+        return not self.others_have_data
+
     def all_reduce(self, tensors, op, name):
         assert op == "max"
         return [tf.maximum(tensor, int(self.others_have_data)) for tensor in tensors]
@@ -71,6 +74,26 @@ def test_batches_without_rows_have_the_right_shape(dtype):
     dense, ragged = next(iterator)
     assert dense.shape == (0, 3) and dense.dtype == dtype
     assert ragged.nrows() == 0
+
+
+def test_own_data_of_equal_length_stays_a_dataset():
+    own = tf.data.Dataset.range(4).batch(2)
+    assert sharding.keep_in_step(Workers(), own) is own
+    assert isinstance(sharding.keep_in_step(Workers(others_have_data=True), own), uneven.InStep)
+    assert isinstance(sharding.keep_in_step(Workers(), own.filter(lambda _: True)), uneven.InStep)
+
+
+def test_own_data_is_not_read_inside_a_function():
+    iterator = iter(uneven.InStep(Workers(), tf.data.Dataset.range(4)))
+    with pytest.raises(errors.ConfigurationError, match="Call next\\(\\) in Python"):
+        tf.function(lambda: next(iterator), autograph=False)()
+
+
+def test_marks_outlive_a_map():
+    own = uneven.InStep(Workers(), tf.data.Dataset.range(4)).own_dataset().map(lambda x: x)
+    assert isinstance(sharding.distribute(Workers(), own), uneven.InStep)
+    once = sharding.distribute(Workers(), tf.data.Dataset.range(8).batch(4)).map(lambda x: x)
+    assert sharding.distribute(Workers(), once) is once
 
 
 def test_policy_off_is_rebatched_to_this_workers_share():

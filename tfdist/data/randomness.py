@@ -1,7 +1,7 @@
-"""Finds datasets that would be in another order on every worker.
+"""Looks into datasets: what they are made of, and whether they would be in another order on every worker.
 
-`tf.data` has no public way to look into a dataset; this module reads `Dataset._inputs()` and the seeds of its
-parts, and a test notices when TensorFlow changes.
+`tf.data` has no public way to do so; this module reads `Dataset._inputs()` and the seeds of its parts, and a test
+notices when TensorFlow changes.
 """
 
 from tfdist.errors import ConfigurationError
@@ -26,5 +26,16 @@ def check_alike(strategy, dataset):
 
 def find_seeds(dataset):
     """Returns the seeds of all parts of `dataset` that draw random numbers, a list of `[seed, seed2]`."""
-    own = [[int(dataset._seed), int(dataset._seed2)]] if hasattr(dataset, "_seed2") else []
-    return own + [seed for part in dataset._inputs() for seed in find_seeds(part)]
+    return [[int(part._seed), int(part._seed2)] for part in parts(dataset) if hasattr(part, "_seed2")]
+
+
+def parts(dataset):
+    """Yields `dataset` and every dataset that it is made from."""
+    yield dataset
+    for source in dataset._inputs():
+        yield from parts(source)
+
+
+def is_marked(dataset, mark):
+    """Returns whether `dataset`, or one that it was made from, carries the attribute `mark`."""
+    return any(getattr(part, mark, False) for part in parts(dataset))

@@ -27,7 +27,7 @@ def distribute(strategy, dataset):
     Returns:
       A `tf.data.Dataset`, or an iterable of batches where workers may run out of data at different times.
     """
-    if strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or getattr(dataset, _MARK, False):
+    if strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or randomness.is_marked(dataset, _MARK):
         return dataset
     if uneven.is_own(dataset):
         return uneven.InStep(strategy, dataset)
@@ -41,8 +41,16 @@ def distribute(strategy, dataset):
 
 
 def keep_in_step(strategy, dataset):
-    """Returns a worker's own `dataset` so that it ends only when every worker's has ended."""
-    return uneven.InStep(strategy, dataset) if strategy.world_size > 1 else dataset
+    """Returns a worker's own `dataset` so that it ends only when every worker's has ended.
+
+    Where all workers have equally many batches, or endlessly many, that is the dataset itself.
+    """
+    if strategy.world_size == 1:
+        return dataset
+    length = int(dataset.cardinality())
+    if strategy.is_common(length) and length != tf.data.UNKNOWN_CARDINALITY:
+        return mark(dataset)
+    return uneven.InStep(strategy, dataset)
 
 
 def share_rows(dataset, rank, world_size):

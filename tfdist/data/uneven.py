@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfdist import errors
-from tfdist.data import one_shot
+from tfdist.data import one_shot, randomness
 
 _POLICY = tf.data.experimental.AutoShardPolicy
 _OWN = "_tfdist_is_own"
@@ -58,6 +58,11 @@ class _InStepIterator:
         return self
 
     def __next__(self):
+        if not tf.executing_eagerly():
+            raise errors.ConfigurationError(
+                "Workers agree about the end of their data outside of tf.function. Received: next() inside of one. "
+                "Call next() in Python and pass the batch, or give every worker equally many batches."
+            )
         batch = next(self._iterator, None)
         mine = tf.constant([0 if batch is None else 1], tf.int32)
         (anybody,) = self._strategy.all_reduce([mine], "max", name="more data")
@@ -75,7 +80,7 @@ class _InStepIterator:
 
 def is_own(dataset):
     """Returns whether `dataset` was given by a user as this worker's own."""
-    return getattr(dataset, _OWN, False)
+    return randomness.is_marked(dataset, _OWN)
 
 
 def for_trainer(data):

@@ -1,4 +1,4 @@
-"""The one place where tfdist reaches into Keras: a closed list of methods that are wrapped.
+"""The one place where tfdist reaches into Keras: a closed list of methods and functions that are wrapped.
 
 Clipping runs before `tf.distribute`'s reduction, the saving callbacks know no chief, the order of array data is drawn
 before a strategy sees it: what hooks of `tf.distribute` cannot reach is wrapped here. Every wrapper calls the original
@@ -26,6 +26,8 @@ WRAPPED = (
     (keras.Model, "save", keras_saving.save),
     (keras.Model, "save_weights", keras_saving.save),
     (keras.Model, "export", keras_saving.save),
+    (keras.saving, "save_model", keras_saving.save),
+    (keras.models, "save_model", keras_saving.save),
     (array_data_adapter.ArrayDataAdapter, "get_tf_dataset", keras_arrays.get_tf_dataset),
 )
 

@@ -63,6 +63,12 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         if self.world_size > 1:
             self.worker_group.agree(label, values)
 
+    def is_common(self, value):
+        """Returns whether `value` (anything with a `repr`) is the same on all workers; also a barrier."""
+        if self.world_size == 1:
+            return True
+        return len(set(self.worker_group.all_gather_bytes(repr(value).encode()))) == 1
+
     def share_bytes(self, value, root=0):
         """Returns rank `root`'s `value` (bytes) on every worker."""
         if self.world_size == 1:
