@@ -84,24 +84,26 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
         left = order[num_full * batch_size :][left_start:left_stop]
         return np.ascontiguousarray(full), left
 
+    @tf.autograph.experimental.do_not_convert
     def mine(index):
         full, left = tf.numpy_function(draw, [index], (tf.int64, tf.int64))
         full.set_shape([num_full, stop - start])
         left.set_shape([left_stop - left_start])
         return full, left
 
+    @tf.autograph.experimental.do_not_convert
     def cut(full, left):
         indices = tf.data.Dataset.from_tensor_slices(full)
         return indices.concatenate(tf.data.Dataset.from_tensors(left)) if num_left else indices
 
+    @tf.autograph.experimental.do_not_convert
+    def gather(rows, data):
+        return rebuild([tf.gather(array, rows, axis=0) for array in data])
+
     indices = tf.data.Dataset.range(1).map(mine).flat_map(cut)
     arrays, rebuild = _flatten(arrays)
     dataset = tf.data.Dataset.zip((indices, tf.data.Dataset.from_tensors(tuple(arrays)).repeat()))
-    dataset = dataset.map(
-        lambda rows, data: rebuild([tf.gather(array, rows, axis=0) for array in data]),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_full + bool(num_left)))
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False

@@ -55,7 +55,12 @@ def keep_in_step(strategy, dataset):
 
 def share_rows(dataset, rank, world_size):
     """Returns `dataset` with every batch cut to the rows of `rank`; the number of batches stays the same."""
-    shared = dataset.map(lambda *batch: _cut(batch, rank, world_size), num_parallel_calls=tf.data.AUTOTUNE)
+
+    @tf.autograph.experimental.do_not_convert
+    def cut(*batch):
+        return _cut(batch, rank, world_size)
+
+    shared = dataset.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = True  # workers must see the same batches in the same order
     return shared.with_options(options).prefetch(tf.data.AUTOTUNE)
@@ -71,6 +76,8 @@ def _rows(leaf, rank, world_size):
         start, size = _share(leaf.dense_shape[0], rank, world_size)
         begin = tf.concat([[start], tf.zeros_like(leaf.dense_shape[1:])], axis=0)
         cut = tf.sparse.slice(leaf, begin, tf.concat([[size], leaf.dense_shape[1:]], axis=0))
+        if leaf.shape.rank is not None:
+            cut.set_shape([None, *leaf.shape[1:]])
         return cut
     if isinstance(leaf, tf.RaggedTensor):
         start, size = _share(leaf.nrows(tf.int64), rank, world_size)

@@ -19,10 +19,12 @@ WRAPPED = (
     (keras.optimizers.LossScaleOptimizer, "apply", keras_gradients.apply),
     (keras.random.SeedGenerator, "next", keras_gradients.next_seed),
     (keras.metrics.Mean, "update_state", keras_steps.update_mean),
-    (keras.Model, "fit", keras_trainer.fit),
-    (keras.Model, "evaluate", keras_trainer.evaluate),
-    (keras.Model, "predict", keras_trainer.predict),
-    (keras.Model, "make_predict_function", keras_trainer.make_predict_function),
+    (keras_steps.TRAINER, "fit", keras_trainer.fit),
+    (keras_steps.TRAINER, "evaluate", keras_trainer.evaluate),
+    (keras_steps.TRAINER, "predict", keras_trainer.predict),
+    (keras_steps.TRAINER, "make_train_function", keras_trainer.make_function),
+    (keras_steps.TRAINER, "make_test_function", keras_trainer.make_function),
+    (keras_steps.TRAINER, "make_predict_function", keras_trainer.make_predict_function),
     (keras.Model, "save", keras_saving.save),
     (keras.Model, "save_weights", keras_saving.save),
     (keras.Model, "export", keras_saving.save),
@@ -64,6 +66,7 @@ def keep_after_clear_session(strategy):
 def _wrap(owner, name, stand_in):
     original = getattr(owner, name)
 
+    @tf.autograph.experimental.do_not_convert
     @functools.wraps(original)
     def wrapper(*args, **kwargs):
         return stand_in(original, *args, **kwargs)

@@ -11,6 +11,8 @@ from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import state
 from tfdist.strategies.step import FUNCTION, PREDICT, TEST, TRAIN, current
 
+# The class that `keras.Model` has `fit` from: a layer may be mixed with it directly.
+TRAINER = next(base for base in keras.Model.__mro__ if "fit" in vars(base))
 _KINDS = {"train_step": TRAIN, "test_step": TEST}
 _LOCAL = threading.local()
 
@@ -36,7 +38,7 @@ def describe(fn):
     if is_gathering():
         return PREDICT, None, False
     owner, name = _owner(fn)
-    if isinstance(owner, keras.Model) and name in _KINDS:
+    if isinstance(owner, TRAINER) and name in _KINDS:
         return _KINDS[name], owner, _sums_loss(owner)
     return FUNCTION, None, False
 

@@ -85,6 +85,13 @@ def predict(original, model, *args, **kwargs):
         return _without_training(original, model, args, kwargs)
 
 
+def make_function(original, model, force=False):
+    """Stands in for `Model.make_train_function` and `make_test_function`, which `train_on_batch` calls without `fit`."""
+    if _strategy_of(model) is not None:
+        _refuse_jit(model)
+    return original(model, force=force)
+
+
 def make_predict_function(original, model, force=False):
     """Stands in for `Model.make_predict_function`.
 

@@ -110,7 +110,8 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
             if kind != replica_step.PREDICT:
                 self._expect_writes(step)
             with _after_data(args, kwargs):
-                self.rows_variable().assign(rows)
+                if tf.compat.v1.executing_eagerly_outside_functions():  # a session of TensorFlow 1 nests no functions
+                    self.rows_variable().assign(rows)
                 return finish(step, fn(*args, **kwargs))
 
     def rows_variable(self):
@@ -155,12 +156,15 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         self._written[id(variable)] = (weakref.ref(variable), nested or bool(known and known[1]))
 
     def _expect_writes(self, step):
-        """A function traced earlier writes without passing our eyes: expect what was ever written that way."""
+        """A function traced earlier writes without passing our eyes: expect what was ever written from inside one.
+
+        Nothing more: which variables of earlier models are still alive is up to the garbage collector of each worker.
+        """
         for key, (reference, nested) in list(self._written.items()):
             variable = reference()
             if variable is None:
                 del self._written[key]
-            elif nested or step.graph is None:
+            elif nested:
                 step.expect_write(variable)
 
     # Communication

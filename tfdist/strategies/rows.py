@@ -41,7 +41,10 @@ def _pad(leaf):
         return tf.RaggedTensor.from_row_splits(leaf.values, splits, validate=False)
     if isinstance(leaf, tf.SparseTensor):
         shape = tf.concat([tf.maximum(leaf.dense_shape[:1], 1), leaf.dense_shape[1:]], axis=0)
-        return tf.SparseTensor(leaf.indices, leaf.values, shape)
+        padded = tf.SparseTensor(leaf.indices, leaf.values, shape)
+        if leaf.shape.rank is not None:
+            padded.set_shape([None, *leaf.shape[1:]])  # layers are built from it
+        return padded
     if not isinstance(leaf, tf.Tensor) or leaf.shape.rank in (0, None) or leaf.shape[0] not in (0, None):
         return leaf
     tail = leaf.shape[1:]
