@@ -41,7 +41,8 @@ def _dense_inputs(adapter):
     inputs = keras.tree.lists_to_tuples(inputs)
     if any(leaf is not None and not _is_dense(leaf) for leaf in keras.tree.flatten(inputs)):
         return None
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), inputs)
+    with tf.device("/device:CPU:0"):
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), inputs)
 
 
 def _is_dense(leaf):

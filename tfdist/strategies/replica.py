@@ -83,7 +83,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         super().__init__(strategy)
         self._rank = strategy.rank
         self._world_size = strategy.world_size
-        self._device = devices.choose(strategy.rank)
+        self._device = devices.choose(strategy.rank, strategy.world_size)
         self._local = threading.local()
         self._created = itertools.count()
         self._written = {}
