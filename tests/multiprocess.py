@@ -89,7 +89,15 @@ def _variables(rank, num_workers, server, secret, environment):
 def _start(rank, folder, function, arguments, variables):
     with open(Path(folder) / f"output-{rank}", "wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", __file__, function, str(Path(folder) / f"result-{rank}"), json.dumps(arguments)],
+            [
+                sys.executable,
+                "-X",
+                "faulthandler",
+                __file__,
+                function,
+                str(Path(folder) / f"result-{rank}"),
+                json.dumps(arguments),
+            ],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=variables,

@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-WITHOUT_TENSORFLOW = ["tfdist", "tfdist.cluster", "tfdist.collectives", "tfdist.comm", "tfdist.errors", "tfdist.launch.cli"]
+WITHOUT_TENSORFLOW = [
+    "tfdist",
+    "tfdist.cluster",
+    "tfdist.collectives",
+    "tfdist.comm",
+    "tfdist.errors",
+    "tfdist.launch.cli",
+]
 
 
 @pytest.mark.parametrize("module", WITHOUT_TENSORFLOW)

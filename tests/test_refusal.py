@@ -9,7 +9,9 @@ import pytest
 def run(tmp_path, body):
     script = tmp_path / "train.py"
     script.write_text("import tfdist\n" + body)
-    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path), script
+    return subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    ), script
 
 
 @pytest.mark.parametrize(

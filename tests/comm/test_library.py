@@ -24,7 +24,10 @@ def test_missing(folder):
 
 def test_damaged(folder):
     (folder / f"libtfdist_core{library.SUFFIX}").write_bytes(b"not a library")
-    with pytest.raises(ConfigurationError, match="(invalid ELF|file too short|too small|slice is not valid).*built for another machine or damaged"):
+    with pytest.raises(
+        ConfigurationError,
+        match="(invalid ELF|file too short|too small|slice is not valid).*built for another machine or damaged",
+    ):
         library.core()
 
 

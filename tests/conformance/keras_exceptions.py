@@ -7,15 +7,19 @@ are about data and steps (`keras_plugin`).
 _DISTRIBUTE = "backend.tensorflow.distribute_test::DistributeTest::"
 _OPTIMIZER = "backend.tensorflow.optimizer_distribute_test::OptimizerDistributeTest::"
 _BACKUP = "callbacks.backup_and_restore_test::BackupAndRestoreCallbackTest::"
-_COUNTERS = "looks into the callback's private counters, which only the chief's keeps (tests/strategies restores a backup)"
+_COUNTERS = (
+    "looks into the callback's private counters, which only the chief's keeps (tests/strategies restores a backup)"
+)
 
 # Each worker writes files of its own by TensorFlow's means, which know no chief.
 OWN_FOLDERS = {"optimizers.optimizer_test::OptimizerTest::test_tf_checkpointing"}
 
 TWO_WORKERS = {
     _DISTRIBUTE + "test_variable_creation": "asks for the class MirroredVariable; a worker's variables are plain",
-    _DISTRIBUTE + "test_variable_synchronization": "asks for ON_WRITE where nothing was said, MirroredStrategy's default",
-    _OPTIMIZER + "test_ema": "hands one tensor object to both replicas, which MirroredStrategy counts once; workers share none",
+    _DISTRIBUTE
+    + "test_variable_synchronization": "asks for ON_WRITE where nothing was said, MirroredStrategy's default",
+    _OPTIMIZER
+    + "test_ema": "hands one tensor object to both replicas, which MirroredStrategy counts once; workers share none",
     _OPTIMIZER
     + "test_gradient_accumulation": "looks into the accumulators; ours hold the sum over the workers, for clipping to see it",
     _BACKUP + "test_best_case_step": _COUNTERS,

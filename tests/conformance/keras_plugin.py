@@ -66,8 +66,12 @@ class _Session:
             self._strategy = tfdist.use(name)
             if self._strategy.world_size > 1:
                 keras_replicas.apply_inside_of_run(self._strategy)
-                trainer.Trainer.jit_compile = property(lambda model: False, lambda model, value: None)  # refused otherwise
-            test_case.clear_session = keras.utils.clear_session  # the one that keeps the strategy; test_case has the other
+                trainer.Trainer.jit_compile = property(
+                    lambda model: False, lambda model, value: None
+                )  # refused otherwise
+            test_case.clear_session = (
+                keras.utils.clear_session
+            )  # the one that keeps the strategy; test_case has the other
             shared_folders.install(config.getoption("--folder"), self._strategy)
 
     @pytest.hookimpl(tryfirst=True)

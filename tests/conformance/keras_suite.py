@@ -49,7 +49,9 @@ def run(modules, num_workers, strategy="ring", only=None):
                 return outcomes
             if not seen:
                 raise RuntimeError("No test ran.\n" + "\n".join(output[-4000:] for _, output, _ in results))
-        raise RuntimeError(f"{_MAX_STARTS} sessions were not enough; {len(only)} tests are left, the first is {only[0]}.")
+        raise RuntimeError(
+            f"{_MAX_STARTS} sessions were not enough; {len(only)} tests are left, the first is {only[0]}."
+        )
 
 
 def differences(modules, outcomes):
@@ -72,7 +74,16 @@ def session(modules, strategy, folder):
     import pytest
 
     rank = os.environ.get("TFDIST_RANK", "0")
-    arguments = ["-p", "tests.conformance.keras_plugin", "-p", "no:cacheprovider", "-p", "no:warnings", "-c", os.devnull]
+    arguments = [
+        "-p",
+        "tests.conformance.keras_plugin",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:warnings",
+        "-c",
+        os.devnull,
+    ]
     arguments += ["-q", "--tb=short", "--continue-on-collection-errors"]
     arguments += ["--strategy", strategy, "--outcomes", f"{folder}/outcomes-{rank}", "--folder", f"{folder}/shared"]
     arguments += ["--collected", f"{folder}/collected"] if rank == "0" else []

@@ -76,7 +76,9 @@ def _run(base, name, strategy):
     def test(case):
         if name == "_test_input_fn_iterable":
             workers = strategy.world_size
-            function = case._input_fn_to_test_input_context(lambda: tf.data.Dataset.range(3), workers, workers, strategy.rank)
+            function = case._input_fn_to_test_input_context(
+                lambda: tf.data.Dataset.range(3), workers, workers, strategy.rank
+            )
             case._test_input_fn_iterable(strategy, function, [[0], [1], [2]])
         else:
             options = {"run_in_function": True} if name.endswith("_gradients") else {}  # tf.gradients needs a graph

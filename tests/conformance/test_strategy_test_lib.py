@@ -14,7 +14,9 @@ def problems():
     return multiprocess.run_workers(2, "tests.conformance.strategy_test_lib_cases:run", timeout=180)
 
 
-@pytest.mark.parametrize(("base", "name"), [(base.__name__, name) for base, names in cases.TAKEN.items() for name in names])
+@pytest.mark.parametrize(
+    ("base", "name"), [(base.__name__, name) for base, names in cases.TAKEN.items() for name in names]
+)
 def test_two_workers(problems, base, name):
     for rank, of_rank in enumerate(problems):
         assert not of_rank[f"{base}.{name}"], f"rank {rank}: {of_rank[f'{base}.{name}']}"

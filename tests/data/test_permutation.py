@@ -36,7 +36,9 @@ def test_an_epoch_is_a_permutation(shuffle, num_rows, batch_size):
 
 
 def test_epochs_and_seeds_give_other_orders():
-    orders = {tuple(permutation.epoch_order(50, 8, True, seed)) for seed in ([1, 1, 0], [1, 1, 1], [1, 2, 0], [2, 1, 0])}
+    orders = {
+        tuple(permutation.epoch_order(50, 8, True, seed)) for seed in ([1, 1, 0], [1, 1, 1], [1, 2, 0], [2, 1, 0])
+    }
     assert len(orders) == 4
 
 

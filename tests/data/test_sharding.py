@@ -31,7 +31,9 @@ def test_rows_of_all_workers_are_the_batch(world_size):
     ragged = tf.RaggedTensor.from_row_lengths(np.arange(10), [1, 2, 0, 3, 1, 2, 1])
     sparse = tf.sparse.from_dense(np.diag(np.arange(1, 8)))
     batch = {"x": x, "ragged": ragged, "sparse": sparse, "scalar": np.float32(3)}
-    parts = [list(sharding.share_rows(tf.data.Dataset.from_tensors(batch), r, world_size))[0] for r in range(world_size)]
+    parts = [
+        list(sharding.share_rows(tf.data.Dataset.from_tensors(batch), r, world_size))[0] for r in range(world_size)
+    ]
     assert np.array_equal(np.concatenate([part["x"] for part in parts]), x)
     assert tf.concat([part["ragged"] for part in parts], 0).to_list() == ragged.to_list()
     dense = np.concatenate([tf.sparse.to_dense(part["sparse"]) for part in parts])
@@ -112,10 +114,14 @@ def test_policy_file_gives_each_worker_its_files(tmp_path):
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.FILE
     dataset = dataset.with_options(options)
-    parts = [[row for batch in sharding.distribute(Workers(rank), dataset) for row in batch.numpy()] for rank in range(2)]
+    parts = [
+        [row for batch in sharding.distribute(Workers(rank), dataset) for row in batch.numpy()] for rank in range(2)
+    ]
     assert sorted(parts[0] + parts[1]) == sorted(f"{i}{c}".encode() for i in range(4) for c in "ab")
     assert len(parts[0]) == len(parts[1]) == 4
-    with pytest.raises(errors.ConfigurationError, match=r"at least one file per worker.*world_size=2.*AutoShardPolicy.DATA"):
+    with pytest.raises(
+        errors.ConfigurationError, match=r"at least one file per worker.*world_size=2.*AutoShardPolicy.DATA"
+    ):
         sharding.distribute(Workers(), tf.data.Dataset.range(4).batch(2).with_options(options))
 
 

@@ -5,9 +5,6 @@ arrays and JSON values; `run_cases` packs many of them into one spawn. Names sta
 between ranks; everything else must be bit-equal.
 """
 
-import os
-import tempfile
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -150,9 +147,7 @@ def class_weight():
 @case
 def metrics():
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dense(1, activation="sigmoid")])
-    model.compile(
-        "adam", "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(), keras.metrics.Precision()]
-    )
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(), keras.metrics.Precision()])
     x, y = data()
     target = (y[:, :1] > 0).astype("float64")
     history = model.fit(x, target, batch_size=8, epochs=3, verbose=0, shuffle=False, validation_data=(x, target))
@@ -167,7 +162,11 @@ def steps_per_epoch():
 @case
 def regularization():
     model = keras.Sequential(
-        [keras.Input((5,)), keras.layers.Dense(8, kernel_regularizer="l2"), keras.layers.Dense(3, bias_regularizer="l1")]
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(8, kernel_regularizer="l2"),
+            keras.layers.Dense(3, bias_regularizer="l1"),
+        ]
     )
     return fit(model, "adam")
 
@@ -199,8 +198,12 @@ def embedding():
 def many_inputs_and_outputs():
     a, b = keras.Input((5,), name="a"), keras.Input((2,), name="b")
     hidden = keras.layers.Dense(6, activation="tanh")(keras.layers.Concatenate()([a, b]))
-    model = keras.Model({"a": a, "b": b}, {"p": keras.layers.Dense(3, name="p")(hidden), "q": keras.layers.Dense(1, name="q")(hidden)})
-    model.compile("adam", {"p": "mse", "q": "mae"}, loss_weights={"p": 1.0, "q": 0.5}, metrics={"p": ["mae"], "q": ["mse"]})
+    model = keras.Model(
+        {"a": a, "b": b}, {"p": keras.layers.Dense(3, name="p")(hidden), "q": keras.layers.Dense(1, name="q")(hidden)}
+    )
+    model.compile(
+        "adam", {"p": "mse", "q": "mae"}, loss_weights={"p": 1.0, "q": 0.5}, metrics={"p": ["mae"], "q": ["mse"]}
+    )
     x, y = data()
     history = model.fit(
         {"a": x, "b": x[:, :2]}, {"p": y, "q": y[:, :1]}, batch_size=8, epochs=3, verbose=0, shuffle=False
@@ -351,7 +354,12 @@ def loop_with_keras_loss():
 @case
 def synchronized_batch_normalization():
     model = keras.Sequential(
-        [keras.Input((5,)), keras.layers.Dense(6, use_bias=False), keras.layers.BatchNormalization(synchronized=True), keras.layers.Dense(3)]
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(6, use_bias=False),
+            keras.layers.BatchNormalization(synchronized=True),
+            keras.layers.Dense(3),
+        ]
     )
     return fit(model, "adam", rows=37, validation_data=data(9, seed=2))
 
@@ -410,7 +418,9 @@ def own_dataset(policy):
     strategy = tf.distribute.get_strategy()
     rank, world_size = getattr(strategy, "rank", 0), getattr(strategy, "world_size", 1)
     x, y = data(24)
-    rows = slice(None) if world_size == 1 else (slice(0, 16) if rank == 0 else slice(16, 24) if rank == 1 else slice(0, 0))
+    rows = (
+        slice(None) if world_size == 1 else (slice(0, 16) if rank == 0 else slice(16, 24) if rank == 1 else slice(0, 0))
+    )
     if policy == "function":
         dataset = strategy.distribute_datasets_from_function(
             lambda _: tf.data.Dataset.from_tensor_slices((x[rows], y[rows])).batch(8 // world_size)

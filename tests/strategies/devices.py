@@ -23,7 +23,12 @@ def train(num_devices):
 def _use(strategy):
     with strategy.scope():
         model = keras.Sequential(
-            [keras.Input((4,), dtype="int32"), keras.layers.Embedding(20, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
+            [
+                keras.Input((4,), dtype="int32"),
+                keras.layers.Embedding(20, 3),
+                keras.layers.Flatten(),
+                keras.layers.Dense(2),
+            ]
         )
         model.compile("adam", "mse")
     x = np.arange(240).reshape(60, 4) % 20

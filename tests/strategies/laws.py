@@ -72,7 +72,9 @@ def shuffled_rows(strategy, folder):
         model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(1)])
         model.compile("sgd", "mse", run_eagerly=False)
         ends = []
-        callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(len(layer.seen)))
+        callback = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, ends=ends, layer=layer: ends.append(len(layer.seen))
+        )
         model.fit(**arguments, epochs=3, verbose=0, callbacks=[callback])
         starts = [0, *ends[:-1]]
         result[kind] = [[v for batch in layer.seen[a:b] for v in batch] for a, b in zip(starts, ends)]

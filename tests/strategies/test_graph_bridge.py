@@ -44,8 +44,12 @@ def test_weighted_mean_and_a_rank_without_rows(world_size):
     def body(group):
         rows = [3.0, 0.0, 1.0][group.rank]
         mine = tf.constant([np.nan, np.inf]) if rows == 0 else tf.constant([group.rank + 1.0, 8.0])
-        expected = sum(w * (r + 1) for r, w in enumerate([3.0, 0.0, 1.0][:world_size])) / sum([3.0, 0.0, 1.0][:world_size])
-        for results in each_way(lambda t, w: bridge.all_reduce([t], "mean", group=group, weight=w), mine, tf.constant(rows)):
+        expected = sum(w * (r + 1) for r, w in enumerate([3.0, 0.0, 1.0][:world_size])) / sum(
+            [3.0, 0.0, 1.0][:world_size]
+        )
+        for results in each_way(
+            lambda t, w: bridge.all_reduce([t], "mean", group=group, weight=w), mine, tf.constant(rows)
+        ):
             np.testing.assert_allclose(results[0], [expected, 8.0], rtol=1e-7)
 
     local.run(world_size, body)

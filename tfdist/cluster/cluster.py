@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from typing import Optional
 
 from tfdist.cluster import variables
 from tfdist.errors import ConfigurationError
@@ -33,12 +32,12 @@ class Cluster:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    store_address: Optional[str] = None
+    store_address: str | None = None
     serves_store: bool = False
     bind_host: str = "127.0.0.1"
     secret: bytes = dataclasses.field(default=b"", repr=False)
     source: str = "one worker"
-    timeout: Optional[float] = None
+    timeout: float | None = None
 
     def __post_init__(self):
         sizes = f"local_world_size={self.local_world_size}, world_size={self.world_size}"

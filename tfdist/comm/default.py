@@ -5,8 +5,8 @@ import sys
 import threading
 
 from tfdist import cluster as clusters
-from tfdist.cluster.store import StoreServer
 from tfdist.cluster.address import parse_address
+from tfdist.cluster.store import StoreServer
 from tfdist.comm import mesh
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
 

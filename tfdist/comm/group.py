@@ -71,7 +71,9 @@ class Group:
     @timeout.setter
     def timeout(self, seconds):
         if not seconds > 0:
-            raise ConfigurationError(f"timeout is expected to be > 0 seconds. Received: timeout={seconds}. Pass e.g. 600.")
+            raise ConfigurationError(
+                f"timeout is expected to be > 0 seconds. Received: timeout={seconds}. Pass e.g. 600."
+            )
         self._timeout = float(seconds)
         if self._native is not None:
             library.core().tfdist_group_set_timeout(self._native, self._timeout)
@@ -104,7 +106,9 @@ class Group:
         self._check_root(root)
         result = np.array(array, order="C", copy=True)
         work, dtype = _bytes_of(result)
-        self._run("broadcast", work, dtype, "sum", f"{name} from rank {root} of {_text(result)}", options=(("root", root),))
+        self._run(
+            "broadcast", work, dtype, "sum", f"{name} from rank {root} of {_text(result)}", options=(("root", root),)
+        )
         return result
 
     def all_gather(self, array, *, name="all_gather"):
@@ -119,7 +123,9 @@ class Group:
         """
         array = np.asarray(array)
         if array.ndim == 0:
-            raise ConfigurationError("array is expected to have at least one dimension. Received: a scalar. Pass array[None].")
+            raise ConfigurationError(
+                "array is expected to have at least one dimension. Received: a scalar. Pass array[None]."
+            )
         description = f"{name} of rows {array.dtype.name}{list(array.shape[1:])}"
         rows = np.zeros(self.world_size, np.int64)
         rows[self.rank] = array.shape[0]
@@ -193,7 +199,9 @@ class Group:
           MismatchError: they differ; names the first differing key, a rank, and both values.
         """
         mine = json.loads(json.dumps(values))
-        everyone = [json.loads(text) for text in self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}")]
+        everyone = [
+            json.loads(text) for text in self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}")
+        ]
         for rank, theirs in enumerate(everyone):
             for key in [*everyone[0], *theirs]:
                 if everyone[0].get(key) != theirs.get(key):

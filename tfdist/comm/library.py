@@ -71,7 +71,7 @@ def path(name):
     return Path(os.environ.get("TFDIST_NATIVE_DIR", FOLDER)) / f"libtfdist_{name}{SUFFIX}"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def core():
     """Returns the loaded core library.
 

@@ -77,10 +77,16 @@ def _nobody_came(store, cluster, generation, timeout):
     prefix = f"mesh/{generation}/"
     here = {int(key[len(prefix) :].split("/")[0]) for key in store.keys(prefix)}
     missing = sorted(set(range(cluster.world_size)) - here)
-    text = f"Missing: rank {', '.join(map(str, missing))}" if missing else "Everyone has come, but not everyone could connect"
+    text = (
+        f"Missing: rank {', '.join(map(str, missing))}"
+        if missing
+        else "Everyone has come, but not everyone could connect"
+    )
     count, address = store.rejected()
     if count:
-        text += f". {count} connections were refused because they did not know the job's secret, the last from {address}"
+        text += (
+            f". {count} connections were refused because they did not know the job's secret, the last from {address}"
+        )
     return RendezvousError(
         f"The group of {cluster.world_size} ranks did not form: rank {cluster.rank} waited {timeout:g} s of timeout "
         f"{timeout:g} s at the store {cluster.store_address}. {text}. Start the missing ranks, or see their output for why they stopped."
@@ -91,7 +97,9 @@ def _dial(cluster, generation, peer, address, deadline):
     try:
         sock = socket.create_connection(address, timeout=_left(deadline))
         identity = json.dumps([generation, cluster.rank, peer]).encode()
-        authenticate(sock, cluster.secret, initiator=True, identity=identity, timeout=min(_left(deadline), _HANDSHAKE_SECONDS))
+        authenticate(
+            sock, cluster.secret, initiator=True, identity=identity, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
+        )
     except OSError as error:
         raise RendezvousError(
             f"rank {cluster.rank} could not connect to rank {peer} at {address[0]}:{address[1]}: {error}. "
@@ -116,7 +124,12 @@ def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, st
         except (AuthenticationError, ValueError, OSError):
             sock.close()
             continue
-        if theirs == generation and addressed == cluster.rank and cluster.rank < peer < cluster.world_size and sockets[peer] is None:
+        if (
+            theirs == generation
+            and addressed == cluster.rank
+            and cluster.rank < peer < cluster.world_size
+            and sockets[peer] is None
+        ):
             sockets[peer] = _tuned(sock)
         else:
             sock.close()

@@ -9,7 +9,7 @@ from tfdist.comm import library
 from tfdist.errors import ConfigurationError
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def operations():
     """Returns the module of the operations `TfdistStart`, `TfdistWait` and `TfdistWaitRows`.
 

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from typing import Optional
 
 import tfdist
 from tfdist.cluster import resolve
@@ -46,7 +45,7 @@ class Finding:
 
     name: str
     value: str
-    problem: Optional[str] = None
+    problem: str | None = None
 
 
 def main(arguments):

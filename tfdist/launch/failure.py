@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import signal
-from typing import Optional
 
 from tfdist.launch.report import CONSEQUENCES, lost_rank_in
 
@@ -30,7 +29,7 @@ class Failure:
     rank: int
     exit_code: int
     time: float
-    report: Optional[dict] = None
+    report: dict | None = None
     last_errors: tuple = ()
 
     @property

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from typing import Optional
 
 from tfdist.launch.resources import available_cores, core_quota, gpu_variables, num_gpus, thread_variables
 
@@ -24,7 +23,7 @@ class Job:
     num_workers: int = 2
     num_nodes: int = 1
     node_rank: int = 0
-    address: Optional[str] = None
+    address: str | None = None
     variables: dict = dataclasses.field(default_factory=dict)
 
     @property

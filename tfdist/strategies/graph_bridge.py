@@ -96,7 +96,9 @@ def all_gather(tensor, *, group, name="all_gather"):
     """
     tensor = tf.convert_to_tensor(tensor)
     if tensor.shape.rank == 0:
-        raise ConfigurationError("tensor is expected to have at least one dimension. Received: a scalar. Pass tensor[None].")
+        raise ConfigurationError(
+            "tensor is expected to have at least one dimension. Received: a scalar. Pass tensor[None]."
+        )
     if group.world_size == 1:
         return tensor
 
@@ -119,7 +121,9 @@ def _check(tensors, op, weight):
             f"op is expected to be one of {', '.join(library.REDUCTIONS)}. Received: op={op!r}. Pick one of them."
         )
     if weight is not None and op != "mean":
-        raise ConfigurationError(f"op is expected to be 'mean' where weight= is given. Received: op={op!r}. Pass op='mean'.")
+        raise ConfigurationError(
+            f"op is expected to be 'mean' where weight= is given. Received: op={op!r}. Pass op='mean'."
+        )
     for tensor in tensors:
         if tensor.dtype.name not in library.DTYPES or (weight is not None and not tensor.dtype.is_floating):
             known = ", ".join(n for n in library.DTYPES if n != "byte" and (weight is None or "float" in n))

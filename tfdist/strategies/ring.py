@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
+
 class RingAllReduceStrategy(AbstractReplicaStrategy):
     """Trains one model on several workers, each on its share of every batch.
 
