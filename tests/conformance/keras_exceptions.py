@@ -1,7 +1,8 @@
 """The tests of Keras that may end otherwise under a strategy, each with its reason.
 
-Beside them, `jit_compile=True` reads as False on several workers: tfdist refuses it there, and the tests that ask for it
-are about data and steps (`keras_plugin`).
+Beside them, on several workers (`keras_plugin`): tfdist refuses `jit_compile=True`, so that the variants "..._jit" of tests
+are left out, and it reads as False in tests of other things. It refuses `Optimizer.apply` outside of `strategy.run`, so
+that the tests' calls are put inside.
 """
 
 _DISTRIBUTE = "backend.tensorflow.distribute_test::DistributeTest::"

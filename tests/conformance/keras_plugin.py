@@ -82,13 +82,17 @@ class _Session:
             items[:] = [item for item in items if test_id(item) in wanted]
         if self._strategy is not None:
             left_out = keras_exceptions.of(self._strategy.world_size)
-            items[:] = [item for item in items if test_id(item) not in left_out]
+            items[:] = [item for item in items if test_id(item) not in left_out and not self._is_refused(item)]
         if config.getoption("--collected"):
             Path(config.getoption("--collected")).write_text(json.dumps([test_id(item) for item in items]))
         if self._strategy is not None:
             for module in {item.module for item in items}:
                 if module.__name__.rpartition(".")[2] in _DISTRIBUTE_TESTS:
                     keras_replicas.adapt(module)
+
+    def _is_refused(self, item):
+        """Whether a test asks for XLA on several workers; its twin without runs."""
+        return self._strategy.world_size > 1 and item.name.endswith("_jit") and not item.name.endswith("_non_jit")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
