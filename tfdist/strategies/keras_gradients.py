@@ -19,7 +19,7 @@ def apply(original, optimizer, grads, trainable_variables=None):
     step = replica_step.current()
     if step is None:
         _refuse_outside_of_run()
-        return original(optimizer, grads, trainable_variables)
+        return _in_replica_context(original, optimizer, grads, trainable_variables)
     if not step.optimizer_depth:
         grads = reduce_gradients(step, optimizer, list(grads), trainable_variables)
     step.optimizer_depth += 1
@@ -80,6 +80,14 @@ def _scaled(tensor, factor):
 
 def _name(variable):
     return getattr(variable, "path", None) or variable.name
+
+
+def _in_replica_context(original, *arguments):
+    """Calls as from a replica function, which Keras's LossScaleOptimizer insists on; here one worker is all."""
+    strategy = tf.distribute.get_strategy()
+    if isinstance(strategy, AbstractReplicaStrategy) and tf.distribute.in_cross_replica_context():
+        return strategy.run(tf.autograph.experimental.do_not_convert(original), args=arguments)
+    return original(*arguments)
 
 
 def _refuse_outside_of_run():
