@@ -5,6 +5,8 @@ arrays and JSON values; `run_cases` packs many of them into one spawn. Names sta
 between ranks; everything else must be bit-equal.
 """
 
+import traceback
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -518,16 +520,24 @@ def run_cases(names):
 
     results = {}
     for name in names:
-        keras.utils.clear_session()
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-        keras.utils.set_random_seed(7)
+        begin()
         with tfdist.RingAllReduceStrategy().scope():
-            try:
-                result = CASES[name]()
-            except Exception as error:
-                import traceback
-
-                result = {"error": "".join(traceback.format_exception(error))[-3000:]}
+            result = outcome(CASES[name])
         results.update({f"{name}: {key}": value for key, value in result.items()})
     return results
+
+
+def begin():
+    """Puts Keras into the state in which every case starts."""
+    keras.utils.clear_session()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    keras.utils.set_random_seed(7)
+
+
+def outcome(function, *arguments):
+    """Returns the function's results, or under "error" the end of its traceback."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return {"error": "".join(traceback.format_exception(error))[-3000:]}

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.strategies.cases import data, fit, mlp, state
+from tests.strategies.cases import begin, data, fit, mlp, outcome, state
 
 WITHOUT_SCOPE = ("use_survives_clear_session",)
 
@@ -18,19 +18,12 @@ def checks(names, folder):
 
     results = {}
     for name in names:
-        keras.utils.clear_session()
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-        keras.utils.set_random_seed(7)
+        begin()
         strategy = tfdist.RingAllReduceStrategy()
         with contextlib.nullcontext() if name in WITHOUT_SCOPE else strategy.scope():
-            try:
-                found = globals()[name](strategy, os.path.join(folder, name))
-            except Exception as error:
-                import traceback
-
-                found = {"error": "".join(traceback.format_exception(error))[-3000:]}
-                print(name, found["error"], flush=True)
+            found = outcome(globals()[name], strategy, os.path.join(folder, name))
+        if "error" in found:
+            print(name, found["error"], flush=True)
         results.update({f"{name}: {key}": value for key, value in found.items()})
     return results
 

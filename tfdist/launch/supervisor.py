@@ -29,7 +29,6 @@ class Supervisor:
         self._read_reports = read_reports
         self._events = queue.SimpleQueue()  # safe to fill from a signal handler
         self._workers = []
-        self._stopping = False
 
     def on_exit(self, worker):
         """To be given to each `Worker`."""

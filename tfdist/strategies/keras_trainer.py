@@ -9,7 +9,6 @@ import zlib
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfdist import errors
 from tfdist.comm import failures
@@ -144,12 +143,8 @@ def _calling(strategy, seed, x):
     outer = current_call()
     _LOCAL.call = TrainerCall(strategy, seed, isinstance(x, types.GeneratorType))
     try:
-        yield
-    except tf.errors.OpError as error:
-        failure = failures.from_tensorflow(error)
-        if failure is None:
-            raise
-        raise failure from error
+        with failures.translated():
+            yield
     finally:
         _LOCAL.call = outer
 

@@ -17,12 +17,11 @@ class Peer {
 
   Peer(int rank, std::unique_ptr<AbstractLink> link, std::string address);
 
-  // Sending. A data frame's payload must stay as it is until `sent` frames say otherwise.
+  // Sending. A data frame's payload must stay as it is until `flush` has told of it.
   void send_control(FrameHeader header, const std::string& payload);
   void send_data(const FrameHeader& header, const char* payload, std::shared_ptr<Operation> operation, int step);
   bool has_output() const { return writing_ || !control_.empty(); }
-  bool idle_output() const { return !writing_; }
-  // Writes what it can. Sets `finished` (and its step) when a data frame has left entirely.
+  // Writes what it can; kFrame says that a frame has left entirely, and `sent` which step of what it was.
   struct Sent {
     std::shared_ptr<Operation> operation;
     int step = -1;
@@ -34,7 +33,6 @@ class Peer {
   Event receive();
   const FrameHeader& header() const { return incoming_; }
   void set_target(char* target) { target_ = target; }
-  char* target() const { return target_; }
   char* staging() const { return staging_.get(); }
 
   const int rank;
