@@ -1,9 +1,8 @@
-"""Laws every plan obeys, on the NumPy interpreter: one row an algorithm."""
+"""Laws every plan obeys, on the interpreter: one row an algorithm. All-reduces have more of them in test_all_reduce.py."""
 
-import numpy as np
 import pytest
 
-from tfdist.collectives import ALGORITHMS, Kind, PlanError, Step, interpret, ring
+from tfdist.collectives import ALGORITHMS, Kind, PlanError, Step, interpret
 from tfdist.collectives.plan import receive, send
 
 WORLD_SIZES = [1, 2, 3, 4, 5, 8]
@@ -14,7 +13,7 @@ def plans(name, world_size, **options):
 
 
 def value(rank, chunk):
-    return np.float64(1000 * rank + chunk + 1)
+    return 1000.0 * rank + chunk + 1
 
 
 def run(name, world_size, **options):
@@ -84,26 +83,6 @@ def test_no_rank_speaks_to_itself(name, world_size):
     for rank, steps in enumerate(plans(name, world_size)):
         assert all(step.peer != rank for step in steps)
         assert all(0 <= step.chunk < ALGORITHMS[name].num_chunks(world_size) for step in steps)
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_ring_sends_what_its_cost_says(world_size):
-    num_bytes = 840.0
-    cost = ring.all_reduce_cost(world_size, num_bytes)
-    for steps in plans("all_reduce", world_size):
-        sends = sum(step.kind == Kind.SEND for step in steps)
-        reductions = sum(step.kind in (Kind.RECEIVE_REDUCE, Kind.RECEIVE_REDUCE_LAST) for step in steps)
-        assert sends * num_bytes / world_size == pytest.approx(cost.bytes_sent)
-        assert reductions * num_bytes / world_size == pytest.approx(cost.bytes_reduced)
-        assert sends == cost.messages
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_a_mean_is_divided_once(world_size):
-    chunks = [[value(rank, chunk) for chunk in range(world_size)] for rank in range(world_size)]
-    result = interpret(plans("all_reduce", world_size), chunks, lambda a, b: a + b, finish=lambda x: x / world_size)
-    for row in result:
-        assert row == [sum(value(r, c) for r in range(world_size)) / world_size for c in range(world_size)]
 
 
 def test_barrier_is_left_only_after_everyone_entered():

@@ -2,8 +2,9 @@
 
 A collective algorithm is a function `steps(rank, world_size, ...)` that yields what one rank does, in order, to its
 numbered chunks. Where the chunks lie and how long they are is the caller's business; messages between two ranks match
-in order. The native engine runs plans over sockets; `interpret` below runs them on any Python values, which is how
-tests, the simulator and the in-process ring use them.
+in order. Sends of one chunk that follow each other directly are a multicast: where the peers share memory with the
+sender, it is written once. The native engine runs plans over shared memory and sockets; `interpret` below runs them on any
+Python values, which is how tests, the simulator and the in-process ring use them.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ class PlanError(ValueError):
     """A plan waits for itself, or leaves a message unread."""
 
 
-def interpret(plans, chunks, reduce, finish=None):
+def interpret(plans, chunks, reduce, finish=None, wire=None):
     """Runs the plans of all ranks on Python values.
 
     Values are replaced, never changed in place, so a sent value needs no copy.
@@ -92,6 +93,7 @@ def interpret(plans, chunks, reduce, finish=None):
       chunks: one list of values per rank; changed to the result.
       reduce: function of (own value, received value) that returns their reduction.
       finish: function applied to a value once all ranks are in it, or None.
+      wire: function applied to a value as it is sent, on the sender too (rounding to a shorter dtype), or None.
 
     Returns:
       `chunks`.
@@ -106,7 +108,7 @@ def interpret(plans, chunks, reduce, finish=None):
         moved = False
         for rank, steps in enumerate(plans):
             while position[rank] < len(steps):
-                if not _execute(steps[position[rank]], rank, chunks[rank], in_flight, reduce, finish):
+                if not _execute(steps[position[rank]], rank, chunks[rank], in_flight, reduce, finish, wire):
                     break
                 position[rank] += 1
                 moved = True
@@ -119,9 +121,11 @@ def interpret(plans, chunks, reduce, finish=None):
     return chunks
 
 
-def _execute(step, rank, own, in_flight, reduce, finish):
+def _execute(step, rank, own, in_flight, reduce, finish, wire):
     """Does one step if it can be done now; says whether it could."""
     if step.kind == Kind.SEND:
+        if wire is not None:
+            own[step.chunk] = wire(own[step.chunk])
         in_flight.setdefault((rank, step.peer), deque()).append(own[step.chunk])
         return True
     if step.kind == Kind.COPY:
