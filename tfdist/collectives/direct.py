@@ -6,6 +6,7 @@ of collective communication operations in MPICH" (2005), with no round waiting f
 order, itself first and then the ranks before it, so results are repeatable, and all ranks have its bits.
 """
 
+from tfdist.collectives.cost import Round, Sent, tally
 from tfdist.collectives.plan import receive, receive_reduce, receive_reduce_last, send
 
 
@@ -14,6 +15,15 @@ def all_reduce(rank, world_size):
     ranks, owned = range(world_size), [[owner] for owner in range(world_size)]
     yield from reduce_to_owners(rank, ranks, owned, complete=True)
     yield from gather_from_owners(rank, ranks, owned)
+
+
+def cost(topology, num_bytes):
+    """2 latencies; S (P-1)/P bytes sent to the owners and reduced, S/P (without shared memory S (P-1)/P) sent by them."""
+    ranks = range(topology.world_size)
+    to_owners = [Sent(rank, adders=[owner]) for rank in ranks for owner in ranks if owner != rank]
+    from_owners = [Sent(owner, keepers=[rank for rank in ranks if rank != owner]) for owner in ranks]
+    share = num_bytes / topology.world_size
+    return tally(topology, [Round(to_owners, share), Round(from_owners, share)])
 
 
 def reduce_to_owners(index, ranks, owned, complete):

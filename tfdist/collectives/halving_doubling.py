@@ -6,6 +6,7 @@ neighbouring ranks on one host little crosses to another. Each chunk is complete
 end with the same bits. For the extra ranks of a P that is no power of two see `folding.py`.
 """
 
+from tfdist.collectives.cost import Round, Sent, tally
 from tfdist.collectives.folding import core_ranks, distances, extras
 from tfdist.collectives.plan import receive, receive_reduce, receive_reduce_last, send
 
@@ -64,8 +65,30 @@ def _extra(rank, core):
         yield send(chunk, neighbour)
     for chunk in held(position, size // 2, size):
         yield receive(chunk, neighbour)
-    distance = size // 2
-    while distance:
+    for distance in reversed(distances(size)):
         for chunk in held(position ^ distance, distance, size):
             yield receive(chunk, core[position ^ distance])
-        distance //= 2
+
+
+def cost(topology, num_bytes):
+    """2 log2 P latencies, 2 S (P-1)/P bytes sent, half of it reduced (Rabenseifner 2004); with extras a latency and S more."""
+    count, core = topology.world_size, core_ranks(topology.world_size)
+    rounds = [
+        Round([Sent(extra, adders=[rank]) for rank in core for extra in extras(rank, count)], num_bytes, len(core))
+    ]
+    for distance in distances(count):
+        sent = [Sent(rank, adders=[core[position ^ distance]]) for position, rank in enumerate(core)]
+        rounds.append(_round(sent, distance, core, num_bytes))
+    for distance in reversed(distances(count)):
+        sent = []
+        for position, rank in enumerate(core):
+            partner = core[position ^ distance]
+            own = extras(rank, count) if 2 * distance == len(core) else []
+            sent.append(Sent(rank, keepers=[partner, *extras(partner, count), *own]))
+        rounds.append(_round(sent, distance, core, num_bytes))
+    return tally(topology, rounds)
+
+
+def _round(sent, distance, core, num_bytes):
+    num_chunks = len(core) // (2 * distance)
+    return Round(sent, num_bytes * num_chunks / len(core), num_chunks)

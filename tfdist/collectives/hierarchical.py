@@ -10,6 +10,7 @@ Hosts of unequal size: there are as many shares as the largest host has ranks; i
 """
 
 from tfdist.collectives import ring
+from tfdist.collectives.cost import Round, Sent, tally
 from tfdist.collectives.direct import gather_from_owners, reduce_to_owners
 
 
@@ -36,6 +37,24 @@ def num_chunks(world_size, hosts=None):
     """Returns how many chunks `all_reduce` speaks of."""
     hosts = hosts or (tuple(range(world_size)),)
     return num_shares(hosts) * len(hosts)
+
+
+def cost(topology, num_bytes):
+    """2 latencies inside, 2 (H-1) between; per host 2 S (H-1)/H bytes each way, per rank about S (L-1)/L inside each way."""
+    hosts, count = topology.hosts, len(topology.hosts)
+    owners = [[host[share % len(host)] for host in hosts] for share in range(num_shares(hosts))]
+    local = [(owner, host) for by_host in owners for owner, host in zip(by_host, hosts)]
+    to_owners = [Sent(rank, adders=[owner]) for owner, host in local for rank in host if rank != owner]
+    from_owners = [Sent(owner, keepers=[rank for rank in host if rank != owner]) for owner, host in local]
+    hops = [(by_host[here], [by_host[(here + 1) % count]]) for by_host in owners for here in range(count)]
+    reducing, copying = (
+        [Sent(rank, adders=peer) for rank, peer in hops],
+        [Sent(rank, keepers=peer) for rank, peer in hops],
+    )
+    share, part = num_bytes / len(owners), num_bytes / len(owners) / count
+    rounds = [Round(to_owners, share, count)]
+    rounds += [Round(reducing, part)] * (count - 1) + [Round(copying, part)] * (count - 1)
+    return tally(topology, [*rounds, Round(from_owners, share, count)])
 
 
 def num_shares(hosts):

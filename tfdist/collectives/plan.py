@@ -64,21 +64,6 @@ def copy(chunk, source):
     return Step(Kind.COPY, chunk, source=source)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The alpha-beta-gamma price of a collective on P ranks.
-
-    Args:
-      messages: messages that follow one another (times the latency alpha, seconds).
-      bytes_sent: bytes each rank sends (times beta, seconds a byte).
-      bytes_reduced: bytes each rank reduces (times gamma, seconds a byte).
-    """
-
-    messages: float
-    bytes_sent: float
-    bytes_reduced: float = 0.0
-
-
 class PlanError(ValueError):
     """A plan waits for itself, or leaves a message unread."""
 

@@ -5,6 +5,7 @@ add the same two values, own one first; floating-point addition commutes, so all
 extra ranks of a P that is no power of two see `folding.py`.
 """
 
+from tfdist.collectives.cost import Round, Sent, tally
 from tfdist.collectives.folding import core_ranks, distances, extras
 from tfdist.collectives.plan import receive, receive_reduce, receive_reduce_last, send
 
@@ -33,3 +34,17 @@ def _extra(rank, core):
     yield send(0, neighbour)
     yield receive(0, neighbour)
     yield receive_reduce_last(0, partner)
+
+
+def cost(topology, num_bytes):
+    """log2 P rounds of alpha + S beta + S gamma (Thakur et al. 2005); one more before them where P is no power of two."""
+    count, core = topology.world_size, core_ranks(topology.world_size)
+    rounds = [Round([Sent(extra, adders=[rank]) for rank in core for extra in extras(rank, count)], num_bytes)]
+    for distance in distances(count):
+        sent = []
+        for position, rank in enumerate(core):
+            partner, last = core[position ^ distance], 2 * distance == len(core)
+            adders = [partner, *extras(partner, count)] if last else [partner]
+            sent.append(Sent(rank, adders, keepers=extras(rank, count) if last else []))
+        rounds.append(Round(sent, num_bytes))
+    return tally(topology, rounds)

@@ -23,11 +23,13 @@ class Algorithm:
     Args:
       steps: function of (rank, world_size, **options) that yields the rank's `Step`s.
       num_chunks: function of (world_size, **options): how many chunks the steps speak of.
+      cost: function of (`Topology`, bytes) that returns the `Cost`; None where there is only one algorithm.
       needs_hosts: whether the steps take the option `hosts`.
     """
 
     steps: Callable
     num_chunks: Callable
+    cost: Callable | None = None
     needs_hosts: bool = False
 
     def options(self, topology):
@@ -41,11 +43,11 @@ def _one_per_rank(world_size):
 
 # Where two are predicted to take equally long, the first of this table is chosen.
 ALL_REDUCE = {
-    "ring": Algorithm(ring.all_reduce, _one_per_rank),
-    "direct": Algorithm(direct.all_reduce, _one_per_rank),
-    "hierarchical": Algorithm(hierarchical.all_reduce, hierarchical.num_chunks, needs_hosts=True),
-    "halving_doubling": Algorithm(halving_doubling.all_reduce, folding.core_size),
-    "recursive_doubling": Algorithm(recursive_doubling.all_reduce, lambda world_size: 1),
+    "ring": Algorithm(ring.all_reduce, _one_per_rank, ring.cost),
+    "direct": Algorithm(direct.all_reduce, _one_per_rank, direct.cost),
+    "hierarchical": Algorithm(hierarchical.all_reduce, hierarchical.num_chunks, hierarchical.cost, needs_hosts=True),
+    "halving_doubling": Algorithm(halving_doubling.all_reduce, folding.core_size, halving_doubling.cost),
+    "recursive_doubling": Algorithm(recursive_doubling.all_reduce, lambda world_size: 1, recursive_doubling.cost),
 }
 
 # By collective; an all-reduce that nobody chose an algorithm for is the ring.

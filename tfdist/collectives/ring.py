@@ -4,7 +4,8 @@ Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for clusters of works
 travels once around the ring and is summed on the way, always in the same order, so all ranks end with the same bits.
 """
 
-from tfdist.collectives.plan import Cost, receive, receive_reduce, receive_reduce_last, send
+from tfdist.collectives.cost import Round, Sent, tally
+from tfdist.collectives.plan import receive, receive_reduce, receive_reduce_last, send
 
 
 def reduce_scatter(rank, world_size):
@@ -30,7 +31,10 @@ def all_reduce(rank, world_size):
     yield from all_gather(rank, world_size)
 
 
-def all_reduce_cost(world_size, num_bytes):
-    """Price of `all_reduce` of `num_bytes` bytes (Thakur et al. 2005, section 4.4)."""
-    share = num_bytes * (world_size - 1) / world_size
-    return Cost(messages=2 * (world_size - 1), bytes_sent=2 * share, bytes_reduced=share)
+def cost(topology, num_bytes):
+    """2 (P-1) latencies; 2 S (P-1)/P bytes sent and half of it reduced (Patarasuk & Yuan 2009)."""
+    count = topology.world_size
+    pairs = [(rank, [(rank + 1) % count]) for rank in range(count)]
+    reducing = Round([Sent(sender, adders=receivers) for sender, receivers in pairs], num_bytes / count)
+    copying = Round([Sent(sender, keepers=receivers) for sender, receivers in pairs], num_bytes / count)
+    return tally(topology, [reducing] * (count - 1) + [copying] * (count - 1))
