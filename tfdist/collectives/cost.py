@@ -63,23 +63,24 @@ def tally(topology, rounds):
       A `Cost`, linear in the rounds' bytes. The longest chain is the one of most latencies between hosts, and of those the
       one of most inside.
     """
-    counts = [_Counts(topology.world_size), _Counts(topology.world_size)]  # inside, between
+    inside_counts, between_counts = _Counts(topology.world_size), _Counts(topology.world_size)
     chains = [(0, 0)] * topology.world_size  # by rank: latencies between, latencies inside
+    host_of = topology.host_of
     for round_ in rounds:
         before = list(chains)
         for sender, adders, keepers in round_.sent:
+            staying = crossing = 0
+            between, inside = before[sender]
             for receiver in (*adders, *keepers):
-                crosses = topology.host_of[sender] != topology.host_of[receiver]
-                counts[crosses].receive(receiver, round_, receiver in adders)
-                between, inside = before[sender]
+                crosses = host_of[sender] != host_of[receiver]
+                crossing, staying = crossing + crosses, staying + (not crosses)
+                (between_counts if crosses else inside_counts).receive(receiver, round_, receiver in adders)
                 chains[receiver] = max(chains[receiver], (between + crosses, inside + (not crosses)))
-            crossing = sum(topology.host_of[sender] != topology.host_of[peer] for peer in (*adders, *keepers))
-            staying = len(adders) + len(keepers) - crossing
-            counts[False].send(sender, round_, min(staying, 1) if topology.shared else staying)
-            counts[True].send(sender, round_, crossing)
+            inside_counts.send(sender, round_, min(staying, 1) if topology.shared else staying)
+            between_counts.send(sender, round_, crossing)
     between, inside = max(chains)
     ranks = [(rank,) for rank in range(topology.world_size)]
-    return Cost(counts[False].traffic(inside, ranks), counts[True].traffic(between, topology.hosts))
+    return Cost(inside_counts.traffic(inside, ranks), between_counts.traffic(between, topology.hosts))
 
 
 class _Counts:

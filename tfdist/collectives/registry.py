@@ -41,7 +41,7 @@ def _one_per_rank(world_size):
     return world_size
 
 
-# Where two are predicted to take equally long, the first of this table is chosen.
+# The most predictable first: where `choose` sees no difference, it takes the first.
 ALL_REDUCE = {
     "ring": Algorithm(ring.all_reduce, _one_per_rank, ring.cost),
     "direct": Algorithm(direct.all_reduce, _one_per_rank, direct.cost),
