@@ -119,7 +119,7 @@ def test_a_rank_that_fails_tells_why():
 
 def start_and_wait(group, **fields):
     operation = library.Operation(plan=group.plan("all_reduce"), dtype=1, scale=1.0, elements=4, **fields)
-    group._wait(library.core().tfdist_start(group._native, ctypes.byref(operation), None, 0), group.timeout)
+    group._complete(operation, group.timeout)
 
 
 def test_ranks_stuck_in_different_programs_are_told_apart():
@@ -144,7 +144,7 @@ def test_steps_that_differ_are_a_mismatch():
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n" * 8, b"\x00" * 64, b"\xff" * 200])
 def test_garbage_on_a_connection_is_refused(garbage):
     mine, theirs = socket.socketpair()
-    group = Group(0, 2, [None, mine], timeout=10)
+    group = Group(0, 2, [None, [mine]], timeout=10)
     theirs.sendall(garbage)
     begin = time.monotonic()
     with pytest.raises(WorkerLostError, match="not one of ours") as caught:
@@ -156,7 +156,7 @@ def test_garbage_on_a_connection_is_refused(garbage):
 
 def test_a_closed_connection_is_seen_at_once():
     mine, theirs = socket.socketpair()
-    group = Group(0, 2, [None, mine], timeout=30)
+    group = Group(0, 2, [None, [mine]], timeout=30)
     threading.Timer(0.3, theirs.close).start()
     begin = time.monotonic()
     with pytest.raises(WorkerLostError, match="lost rank 1.*connection was closed"):

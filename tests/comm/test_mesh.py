@@ -1,5 +1,6 @@
 """Forming a group over real sockets: everyone comes, somebody is missing, a stranger knocks."""
 
+import os
 import socket
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from tfdist.cluster import Cluster
+from tfdist.cluster import Cluster, variables
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.store import StoreServer
 from tfdist.comm import mesh
@@ -38,10 +39,13 @@ def form(world_size, server, *, timeout=10.0, present=None, secrets=None, genera
     def body(rank):
         secret = (secrets or {}).get(rank, SECRET)
         try:
-            sockets = mesh.connect(
-                cluster(rank, world_size, server, secret), timeout=timeout, generation=(generations or {}).get(rank, 0)
+            formed = mesh.connect(
+                cluster(rank, world_size, server, secret),
+                timeout=timeout,
+                generation=(generations or {}).get(rank, 0),
+                transport=variables.transport(os.environ),
             )
-            outcome[rank] = Group(rank, world_size, sockets, timeout=10)
+            outcome[rank] = Group(rank, world_size, formed.sockets, timeout=10, segments=formed.segments)
         except Exception as error:
             outcome[rank] = error
 

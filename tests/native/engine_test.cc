@@ -26,6 +26,20 @@
 
 namespace {
 
+bool shares_memory = false;
+
+tfdist_group* create(int rank, int world_size, const int* sockets, const int* segments, double timeout) {
+  tfdist_group_options options{};
+  options.rank = rank;
+  options.world_size = world_size;
+  options.sockets = sockets;
+  options.sockets_per_peer = 1;
+  options.segments = segments;
+  options.timeout_seconds = timeout;
+  options.is_eager = rank % 2;  // both kinds meet
+  return tfdist_group_create(&options);
+}
+
 std::vector<tfdist_group*> connect(int world_size, double timeout) {
   std::vector<std::vector<int>> fds(world_size, std::vector<int>(world_size, -1));
   for (int a = 0; a < world_size; ++a) {
@@ -36,10 +50,19 @@ std::vector<tfdist_group*> connect(int world_size, double timeout) {
       fds[b][a] = pair[1];
     }
   }
+  std::vector<int> segments(world_size, -1);
+  const unsigned char nonce[16] = {};
+  for (int rank = 0; shares_memory && rank < world_size; ++rank) {
+    segments[rank] = tfdist_segment_create(rank, world_size, nonce);
+    CHECK(segments[rank] >= 0);
+  }
   std::vector<tfdist_group*> groups;
   for (int rank = 0; rank < world_size; ++rank) {
-    groups.push_back(tfdist_group_create(rank, world_size, fds[rank].data(), 0, timeout));
+    groups.push_back(create(rank, world_size, fds[rank].data(), segments.data(), timeout));
     CHECK(groups.back() != nullptr);
+  }
+  for (int segment : segments) {
+    if (segment >= 0) close(segment);
   }
   return groups;
 }
@@ -95,7 +118,7 @@ void test_any_order(int world_size) {
         const size_t i = (k + static_cast<size_t>(rank)) % sizes.size();
         const tfdist_operation operation = sum_of(plan, sizes[i], i);
         const tfdist_span span{values[i].data(), sizes[i]};
-        tickets[i] = tfdist_start(group, &operation, &span, 1);
+        tickets[i] = tfdist_start(group, &operation, &span, 1, nullptr);
         CHECK(tickets[i] > 0);
       }
       for (size_t i = 0; i < sizes.size(); ++i) {
@@ -122,7 +145,7 @@ void test_types() {
         operation.dtype = dtype;
         operation.reduce = reduce;
         operation.work = memory.data();
-        const int64_t ticket = tfdist_start(group, &operation, nullptr, 0);
+        const int64_t ticket = tfdist_start(group, &operation, nullptr, 0, nullptr);
         CHECK(ticket > 0 && tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
         const tfdist_span span{memory.data(), 513};
         CHECK(tfdist_finish(group, ticket, &span, 1) == TFDIST_OK);
@@ -134,7 +157,7 @@ void test_types() {
     operation.scale = rank * 3.0;
     operation.divisor = 3.0;
     const tfdist_span span{mine.data(), 1001};
-    const int64_t ticket = tfdist_start(group, &operation, &span, 1);
+    const int64_t ticket = tfdist_start(group, &operation, &span, 1, nullptr);
     CHECK(tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
     CHECK(tfdist_finish(group, ticket, &span, 1) == TFDIST_OK);
     for (float value : mine) CHECK(value == 5.0f);
@@ -156,7 +179,7 @@ void test_failures() {
       if (rank == 1 && fault == 3) operation.description = "something else";
       int code = TFDIST_OK;
       if (rank != 1 || fault == 3) {
-        const int64_t ticket = tfdist_start(group, &operation, &span, 1);
+        const int64_t ticket = tfdist_start(group, &operation, &span, 1, nullptr);
         code = ticket < 0 ? static_cast<int>(-ticket) : tfdist_wait(group, ticket, -1, 1);
         CHECK(code != TFDIST_OK);
         if (ticket > 0) tfdist_finish(group, ticket, &span, 1);
@@ -183,7 +206,7 @@ void test_bad_plans() {
   const int32_t no_peer[] = {TFDIST_SEND, 5, 0, -1}, no_chunk[] = {TFDIST_SEND, 1, 9, -1}, itself[] = {TFDIST_SEND, 0, 0, -1};
   for (const int32_t* table : {no_peer, no_chunk, itself}) CHECK(tfdist_group_load_plan(groups[0], table, 1, 2) < 0);
   tfdist_operation operation = sum_of(99, 1, 1);
-  CHECK(tfdist_start(groups[0], &operation, nullptr, 0) == -TFDIST_INVALID);
+  CHECK(tfdist_start(groups[0], &operation, nullptr, 0, nullptr) == -TFDIST_INVALID);
   CHECK(tfdist_group_find(tfdist_group_id(groups[0])) == groups[0]);
   tfdist_group_release(groups[0]);
   const int64_t id = tfdist_group_id(groups[0]);
@@ -197,7 +220,7 @@ void test_garbage() {
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     const int fds[] = {-1, pair[0]};
-    tfdist_group* group = tfdist_group_create(0, 2, fds, 0, 5);
+    tfdist_group* group = create(0, 2, fds, nullptr, 5);
     const int plan = load_ring(group, 0, 2);
     std::vector<unsigned char> bytes(64 + static_cast<size_t>(seed) * 3);
     std::srand(static_cast<unsigned>(seed));
@@ -208,7 +231,7 @@ void test_garbage() {
     }
     CHECK(write(pair[1], bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
     const tfdist_operation operation = sum_of(plan, 100, 1);
-    const int64_t ticket = tfdist_start(group, &operation, nullptr, 0);
+    const int64_t ticket = tfdist_start(group, &operation, nullptr, 0, nullptr);
     CHECK(ticket == -TFDIST_LOST || tfdist_wait(group, ticket, -1, 1) == TFDIST_LOST);
     close(pair[1]);
     tfdist_group_release(group);
@@ -218,10 +241,13 @@ void test_garbage() {
 }  // namespace
 
 int main() {
-  for (int world_size : {2, 3, 5}) test_any_order(world_size);
-  test_types();
-  test_failures();
-  test_bad_plans();
+  for (bool shared : {false, true}) {
+    shares_memory = shared;
+    for (int world_size : {2, 3, 5}) test_any_order(world_size);
+    test_types();
+    test_failures();
+    test_bad_plans();
+  }
   test_garbage();
   std::puts("engine_test: all checks held");
 }

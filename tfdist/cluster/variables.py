@@ -11,6 +11,9 @@ Set by you where the default does not fit:
     TFDIST_ADDRESS       the address of this host at which the other workers reach this one
     TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
     TFDIST_TIMEOUT       seconds to wait for other workers in a collective, and at most 120 of them at the start
+    TFDIST_TRANSPORT     how workers of one host exchange data: auto, shm (shared memory, or an error) or tcp
+    TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
+    TFDIST_PLAN          a file that an earlier job saved its measured rates to: the same choices are made again
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
 An empty variable counts as not set.
 """
@@ -18,6 +21,8 @@ An empty variable counts as not set.
 import math
 
 from tfdist.errors import ConfigurationError
+
+TRANSPORTS = ("auto", "shm", "tcp")
 
 
 def integer(environ, name, default=None):
@@ -88,5 +93,16 @@ def timeout(environ):
         raise ConfigurationError(
             "TFDIST_TIMEOUT is expected to be a number of seconds > 0. "
             f"Received: TFDIST_TIMEOUT={text!r}. Correct it, or unset it."
+        )
+    return value
+
+
+def transport(environ):
+    """Reads TFDIST_TRANSPORT: "auto" where it is not set."""
+    value = environ.get("TFDIST_TRANSPORT", "") or "auto"
+    if value not in TRANSPORTS:
+        raise ConfigurationError(
+            f"TFDIST_TRANSPORT is expected to be one of {', '.join(TRANSPORTS)}. "
+            f"Received: TFDIST_TRANSPORT={value!r}. Correct it, or unset it."
         )
     return value

@@ -1,13 +1,15 @@
 """The group of this process, formed once from the resolved cluster."""
 
 import atexit
+import os
 import sys
 import threading
 
 from tfdist import cluster as clusters
+from tfdist.cluster import variables
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.store import StoreServer
-from tfdist.comm import mesh
+from tfdist.comm import mesh, shared_memory
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
 
 _RENDEZVOUS_SECONDS = 120.0
@@ -59,8 +61,11 @@ def _form(cluster, timeout):
         host, port = parse_address(cluster.store_address)
         server = StoreServer(host, port, secret=cluster.secret)
         atexit.register(server.close)
-    sockets = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS))
-    return Group(cluster.rank, cluster.world_size, sockets, timeout=timeout)
+    formed = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS), transport=variables.transport(os.environ))
+    try:
+        return Group(cluster.rank, cluster.world_size, formed.sockets, timeout=timeout, segments=formed.segments)
+    finally:
+        shared_memory.close_all(formed.segments)
 
 
 def _leave():

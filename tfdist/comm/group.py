@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
+import os
 import threading
 import time
 
@@ -34,15 +36,17 @@ class Group:
     Args:
       rank: int in [0, world_size).
       world_size: int >= 1.
-      sockets: one connected, authenticated stream socket per peer, None at `rank`; the group takes them over.
+      sockets: one list of connected, authenticated stream sockets per peer, None at `rank`; the group takes them over.
       timeout: float seconds > 0 that any wait may last.
+      segments: None, or one descriptor per rank of shared memory (`comm.shared_memory`), -1 where a rank's memory is
+        not shared; the caller closes them.
       generation: int, of the membership; frames of another one are refused.
 
     Raises:
       ConfigurationError: an argument is out of range, or the native library does not load.
     """
 
-    def __init__(self, rank, world_size, sockets=(), *, timeout=DEFAULT_TIMEOUT_SECONDS, generation=0):
+    def __init__(self, rank, world_size, sockets=(), *, timeout=DEFAULT_TIMEOUT_SECONDS, segments=None, generation=0):
         if not 0 <= rank < world_size:
             raise ConfigurationError(
                 f"rank is expected to be in [0, world_size). Received: rank={rank}, world_size={world_size}. "
@@ -57,10 +61,7 @@ class Group:
         self._first_thread = None
         self._kept = []  # arrays that a failed operation may still be sending
         if world_size > 1:
-            descriptors = [-1 if sock is None else sock.detach() for sock in sockets]
-            self._native = library.core().tfdist_group_create(
-                rank, world_size, (ctypes.c_int * world_size)(*descriptors), generation, self._timeout
-            )
+            self._native = _create(rank, world_size, sockets, segments, generation, self._timeout)
             self.id = library.core().tfdist_group_id(self._native)
 
     @property
@@ -276,23 +277,24 @@ class Group:
         if offsets is not None:
             table = np.ascontiguousarray(offsets, np.int64)
             operation.chunk_offsets = table.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
-        core = library.core()
-        ticket = core.tfdist_start(self._native, ctypes.byref(operation), None, 0)
+        self._kept.append(work)
+        self._complete(operation, self.timeout if timeout is None else timeout)
+        self._kept.clear()
+
+    def _complete(self, operation, timeout):
+        """Starts an operation on its own work buffer and waits for it."""
+        core, deadline = library.core(), time.monotonic() + timeout
+        ticket = core.tfdist_run(self._native, ctypes.byref(operation), min(timeout / 2, _SIGNAL_SECONDS))
+        if ticket == library.OK:
+            return
         if ticket < 0:
             self.raise_error(-ticket)
-        span = library.Span(work.ctypes.data, work.size)
-        self._kept.append(work)
-        self._wait(ticket, self.timeout if timeout is None else timeout)
-        self._kept.clear()
-        core.tfdist_finish(self._native, ticket, ctypes.byref(span), 1)
-
-    def _wait(self, ticket, timeout):
-        core, deadline = library.core(), time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
             last = left <= _SIGNAL_SECONDS
             code = core.tfdist_wait(self._native, ticket, max(left, 0.0) if last else _SIGNAL_SECONDS, last)
             if code == library.OK:
+                core.tfdist_finish(self._native, ticket, None, 0)
                 return
             if code != library.TIMEOUT or last:
                 self.raise_error(code)
@@ -315,6 +317,35 @@ class Group:
                 library.core().tfdist_group_close(self._native, None)
                 library.core().tfdist_group_release(self._native)
             self._native = None
+
+
+def _create(rank, world_size, sockets, segments, generation, timeout):
+    lists = [peer for peer in sockets if peer is not None]
+    descriptors = [[-1] * len(lists[0]) if peer is None else [sock.detach() for sock in peer] for peer in sockets]
+    shared = [-1] * world_size if segments is None else segments
+    options = library.GroupOptions(
+        rank=rank,
+        world_size=world_size,
+        sockets=(ctypes.c_int * (world_size * len(lists[0])))(*itertools.chain(*descriptors)),
+        sockets_per_peer=len(lists[0]),
+        segments=(ctypes.c_int * world_size)(*shared),
+        generation=generation,
+        timeout_seconds=timeout,
+        is_eager=num_cores() > 1,
+        is_crowded=sum(descriptor >= 0 for descriptor in shared) > os.cpu_count(),
+    )
+    native = library.core().tfdist_group_create(ctypes.byref(options))
+    if native is None:
+        raise ConfigurationError(
+            f"the native core was expected to form the group. Received: rank={rank}, world_size={world_size}, "
+            f"segments={shared}. Set TFDIST_TRANSPORT=tcp if shared memory cannot be mapped here (a limit on memory?)."
+        )
+    return native
+
+
+def num_cores():
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _flat(array):

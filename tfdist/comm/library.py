@@ -29,6 +29,7 @@ class Operation(ctypes.Structure):
     _fields_ = [
         ("plan", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
+        ("wire_dtype", ctypes.c_int32),
         ("reduce", ctypes.c_int32),
         ("scale", ctypes.c_double),
         ("divisor", ctypes.c_double),
@@ -42,12 +43,26 @@ class Operation(ctypes.Structure):
     ]
 
 
+class GroupOptions(ctypes.Structure):
+    """What a group is made of (tfdist_group_options)."""
+
+    _fields_ = [
+        ("rank", ctypes.c_int32),
+        ("world_size", ctypes.c_int32),
+        ("sockets", ctypes.POINTER(ctypes.c_int)),
+        ("sockets_per_peer", ctypes.c_int32),
+        ("segments", ctypes.POINTER(ctypes.c_int)),
+        ("generation", ctypes.c_uint32),
+        ("timeout_seconds", ctypes.c_double),
+        ("is_eager", ctypes.c_int32),
+        ("is_crowded", ctypes.c_int32),
+    ]
+
+
 _SPANS = ctypes.POINTER(Span)
 _SIGNATURES = {
-    "tfdist_group_create": (
-        ctypes.c_void_p,
-        [ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_int), ctypes.c_uint32, ctypes.c_double],
-    ),
+    "tfdist_group_create": (ctypes.c_void_p, [ctypes.POINTER(GroupOptions)]),
+    "tfdist_segment_create": (ctypes.c_int32, [ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p]),
     "tfdist_group_release": (None, [ctypes.c_void_p]),
     "tfdist_group_set_timeout": (None, [ctypes.c_void_p, ctypes.c_double]),
     "tfdist_group_id": (ctypes.c_int64, [ctypes.c_void_p]),
@@ -56,7 +71,8 @@ _SIGNATURES = {
         ctypes.c_int32,
         [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_int32, ctypes.c_int32],
     ),
-    "tfdist_start": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), _SPANS, ctypes.c_int32]),
+    "tfdist_start": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), _SPANS, ctypes.c_int32, _SPANS]),
+    "tfdist_run": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), ctypes.c_double]),
     "tfdist_wait": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int32]),
     "tfdist_finish": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, _SPANS, ctypes.c_int32]),
     "tfdist_group_error": (

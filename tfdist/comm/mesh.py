@@ -1,18 +1,44 @@
-"""Connects every rank with every other one: addresses through the store, then one authenticated socket a pair."""
+"""Connects every rank with every other one: addresses through the store, then authenticated sockets for every pair.
+
+Ranks of one host also open each other's shared memory. They share it where each of them could open that of every
+other; what each could is told to all, so that all know of all who shares with whom.
+"""
 
 import contextlib
+import dataclasses
 import json
 import socket
 import time
 
 from tfdist.cluster.handshake import authenticate
 from tfdist.cluster.store import StoreClient
-from tfdist.errors import AuthenticationError, RendezvousError
+from tfdist.comm import shared_memory
+from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError
 
 _HANDSHAKE_SECONDS = 10.0
 
 
-def connect(cluster, *, timeout, generation=0):
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """What a rank is connected by.
+
+    Args:
+      sockets: by rank, a list of connected, authenticated sockets; None at this rank.
+      hosts: tuple of tuples of ranks, those of each host.
+      segments: by rank, a descriptor of shared memory, -1 where none is shared.
+    """
+
+    sockets: list
+    hosts: tuple
+    segments: list
+
+    @property
+    def shares_memory(self):
+        """Whether the ranks of every host with several share memory."""
+        return all(self.segments[rank] >= 0 for host in self.hosts if len(host) > 1 for rank in host)
+
+
+def connect(cluster, *, timeout, generation=0, transport="auto"):
     """Forms the mesh of a cluster.
 
     Ranks publish where they listen; a rank connects to the lower ones and accepts the higher ones.
@@ -21,29 +47,48 @@ def connect(cluster, *, timeout, generation=0):
       cluster: a `tfdist.cluster.Cluster` of at least two ranks, whose store is being served.
       timeout: float seconds for the whole.
       generation: int, of the membership.
+      transport: "auto", "shm" (shared memory on every host, or an error) or "tcp" (none).
 
     Returns:
-      A list of sockets, None at this rank.
+      A `Mesh`; its segments are the caller's to close.
 
     Raises:
       RendezvousError: somebody did not come in time; says who.
       AuthenticationError: this rank and the store do not share the secret.
+      ConfigurationError: transport is "shm", and memory cannot be shared.
     """
     deadline = time.monotonic() + timeout
     sockets = [None] * cluster.world_size
-    with _listen(cluster.bind_host, cluster.world_size) as listener:
-        with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
-            address = json.dumps([cluster.bind_host, listener.getsockname()[1]])
-            store.set(_key(generation, cluster.rank), address.encode())
-            for peer in range(cluster.rank):
-                host, port = _address_of(store, cluster, generation, peer, deadline, timeout)
-                sockets[peer] = _dial(cluster, generation, peer, (host, port), deadline)
-            _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
-            # Nobody takes the store down, or the job for formed, before everyone has everyone.
-            store.set(f"{_key(generation, cluster.rank)}/formed", b"")
-            for peer in range(cluster.world_size):
-                _await(store, f"{_key(generation, peer)}/formed", cluster, generation, deadline, timeout)
-    return sockets
+    segments = shared_memory.Segments(cluster.rank, cluster.world_size, wanted=transport != "tcp")
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(segments.close)
+        with _listen(cluster.bind_host, cluster.world_size) as listener:
+            with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
+                entry = {"address": [cluster.bind_host, listener.getsockname()[1]], "memory": segments.address()}
+                store.set(_key(generation, cluster.rank), json.dumps(entry).encode())
+                for peer in range(cluster.rank):
+                    entry = _entry_of(store, cluster, generation, peer, deadline, timeout)
+                    sockets[peer] = _dial(cluster, generation, peer, entry["address"], deadline)
+                _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
+                for peer in range(cluster.world_size):
+                    segments.open(peer, _entry_of(store, cluster, generation, peer, deadline, timeout)["memory"])
+                # Nobody takes the store down, or the job for formed, before everyone has everyone.
+                store.set(f"{_key(generation, cluster.rank)}/formed", json.dumps(segments.opened()).encode())
+                opened = [
+                    json.loads(
+                        _await(store, f"{_key(generation, peer)}/formed", cluster, generation, deadline, timeout)
+                    )
+                    for peer in range(cluster.world_size)
+                ]
+        on_failure.pop_all()
+    segments.keep_common(opened)
+    mesh = Mesh([None if sock is None else [sock] for sock in sockets], segments.hosts(), segments.descriptors)
+    if transport == "shm" and not mesh.shares_memory:
+        raise ConfigurationError(
+            "the ranks of each host are expected to share memory. Received: TFDIST_TRANSPORT=shm, and ranks that could "
+            f"open each other's: {opened}. Run them as one user in one container, or set TFDIST_TRANSPORT=auto."
+        )
+    return mesh
 
 
 def _key(generation, rank):
@@ -69,7 +114,7 @@ def _await(store, key, cluster, generation, deadline, timeout):
         raise _nobody_came(store, cluster, generation, timeout) from error
 
 
-def _address_of(store, cluster, generation, peer, deadline, timeout):
+def _entry_of(store, cluster, generation, peer, deadline, timeout):
     return json.loads(_await(store, _key(generation, peer), cluster, generation, deadline, timeout))
 
 

@@ -48,6 +48,18 @@ enum tfdist_code {
 typedef struct tfdist_group tfdist_group;
 
 typedef struct {
+  int32_t rank, world_size;
+  const int* sockets;          /* connected, authenticated; `sockets_per_peer` of each peer, -1 at `rank`; the group owns them */
+  int32_t sockets_per_peer;
+  const int* segments;         /* of each rank whose memory is shared, and of this rank: from tfdist_segment_create; else -1;
+                                  NULL: none. They are mapped here and may be closed afterwards */
+  uint32_t generation;
+  double timeout_seconds;
+  int32_t is_eager;            /* data moves while nobody waits, which needs a core beside those that compute */
+  int32_t is_crowded;          /* more ranks than cores: whoever waits lets the others run */
+} tfdist_group_options;
+
+typedef struct {
   void* data;
   int64_t elements;
 } tfdist_span;
@@ -55,6 +67,7 @@ typedef struct {
 typedef struct {
   int32_t plan;   /* from tfdist_group_load_plan */
   int32_t dtype;  /* tfdist_dtype */
+  int32_t wire_dtype; /* what float32 travels as: TFDIST_BFLOAT16 or TFDIST_FLOAT16; TFDIST_BYTE: itself */
   int32_t reduce; /* tfdist_reduce */
   double scale;   /* what inputs are multiplied by while they are packed; 0 makes zeros of whatever they hold */
   double divisor; /* of TFDIST_MEAN: what the sum is divided by, equal on all ranks; 0: the number of ranks */
@@ -67,9 +80,11 @@ typedef struct {
   int64_t input_offset; /* element of the work buffer at which the inputs are packed */
 } tfdist_operation;
 
-/* `fds`: a connected, authenticated socket a peer, -1 at `rank`; the group owns them from here on. */
-TFDIST_EXPORT tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* fds, uint32_t generation,
-                                                double timeout_seconds);
+/* NULL where the options make no sense or a segment cannot be mapped. */
+TFDIST_EXPORT tfdist_group* tfdist_group_create(const tfdist_group_options* options);
+/* A new segment of shared memory: its descriptor, or -1 where there are none. `nonce`: 16 bytes that stand at offset 16,
+ * by which a peer knows that it has opened the right one. */
+TFDIST_EXPORT int32_t tfdist_segment_create(int32_t rank, int32_t world_size, const unsigned char* nonce);
 /* How long any wait may last from now on. */
 TFDIST_EXPORT void tfdist_group_set_timeout(tfdist_group* group, double seconds);
 TFDIST_EXPORT void tfdist_group_release(tfdist_group* group);
@@ -83,15 +98,20 @@ TFDIST_EXPORT void tfdist_group_close(tfdist_group* group, const char* failure);
 TFDIST_EXPORT int32_t tfdist_group_load_plan(tfdist_group* group, const int32_t* steps, int32_t num_steps,
                                              int32_t num_chunks);
 
-/* Packs `inputs` into the work buffer and returns a ticket (> 0), or minus a tfdist_code. Does not block. */
+/* Takes `inputs` and returns a ticket (> 0), or minus a tfdist_code. Does not block. With `outputs`, one an input, an
+ * input is reduced where its output lies (which may be its own memory); those whose data is NULL, and all where
+ * `outputs` is NULL, are packed into the work buffer. */
 TFDIST_EXPORT int64_t tfdist_start(tfdist_group* group, const tfdist_operation* operation, const tfdist_span* inputs,
-                                   int32_t num_inputs);
+                                   int32_t num_inputs, const tfdist_span* outputs);
 /* Blocks until the operation is finished, at most `timeout_seconds`; < 0 means the group's. With `give_up` a timeout
  * fails the whole group and names who has not arrived; without it the caller may ask again. */
 TFDIST_EXPORT int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double timeout_seconds, int32_t give_up);
-/* Unpacks a finished operation into `outputs` and forgets the ticket; of one that failed it only forgets the ticket. */
+/* Unpacks a finished operation into `outputs`, but for what lies there already, and forgets the ticket; of one that failed it only forgets the ticket. */
 TFDIST_EXPORT int32_t tfdist_finish(tfdist_group* group, int64_t ticket, const tfdist_span* outputs,
                                     int32_t num_outputs);
+/* Start, wait and finish in place on `operation->work`: TFDIST_OK, minus a tfdist_code, or after `timeout_seconds` the
+ * ticket, to be waited for. */
+TFDIST_EXPORT int64_t tfdist_run(tfdist_group* group, const tfdist_operation* operation, double timeout_seconds);
 /* The first failure of the group: its code, the lost peer (-1: none) and the text, cut to `capacity`. */
 TFDIST_EXPORT int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity);
 

@@ -2,11 +2,12 @@
 #ifndef TFDIST_COMMON_POOL_H_
 #define TFDIST_COMMON_POOL_H_
 
+#include <cstddef>
 #include <cstdlib>
-#include <map>
 #include <mutex>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace tfdist {
 
@@ -14,39 +15,43 @@ namespace tfdist {
 class Pool {
  public:
   ~Pool() {
-    for (auto& entry : free_) std::free(entry.second);
+    for (auto& list : free_) {
+      for (void* memory : list) std::free(memory);
+    }
   }
 
   void* take(size_t bytes) {
-    const size_t size = rounded(bytes);
+    const size_t order = order_of(bytes);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      auto found = free_.find(size);
-      if (found != free_.end()) {
-        void* memory = found->second;
-        free_.erase(found);
+      if (!free_[order].empty()) {
+        void* memory = free_[order].back();
+        free_[order].pop_back();
         return memory;
       }
+      free_[order].reserve(++num_taken_[order]);  // so that giving back allocates nothing
     }
-    void* memory = std::aligned_alloc(64, size);
+    void* memory = std::aligned_alloc(64, size_t{1} << order);
     if (memory == nullptr) throw std::bad_alloc();
     return memory;
   }
 
   void give(void* memory, size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
-    free_.emplace(rounded(bytes), memory);
+    free_[order_of(bytes)].push_back(memory);
   }
 
  private:
-  static size_t rounded(size_t bytes) {
-    size_t size = 4096;
-    while (size < bytes) size *= 2;
-    return size;
+  static constexpr size_t kOrders = 64;
+  static size_t order_of(size_t bytes) {
+    size_t order = 12;
+    while ((size_t{1} << order) < bytes) ++order;
+    return order;
   }
 
-  std::mutex mutex_;  // guards free_
-  std::multimap<size_t, void*> free_;
+  std::mutex mutex_;  // guards the next block
+  std::vector<void*> free_[kOrders];
+  size_t num_taken_[kOrders] = {};
 };
 
 // A buffer that goes back to its pool by itself.

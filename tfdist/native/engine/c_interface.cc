@@ -8,8 +8,7 @@
 #include "engine/engine.h"
 
 struct tfdist_group {
-  tfdist_group(int rank, int world_size, const int* fds, uint32_t generation, double timeout)
-      : engine(rank, world_size, fds, generation, timeout) {}
+  explicit tfdist_group(const tfdist_group_options& options) : engine(options) {}
   tfdist::Engine engine;
   int64_t id = 0;
   int references = 1;  // guarded by the registry's mutex
@@ -32,11 +31,12 @@ Registry& registry() {
 
 extern "C" {
 
-tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* fds, uint32_t generation,
-                                  double timeout_seconds) {
-  if (world_size < 1 || rank < 0 || rank >= world_size || !(timeout_seconds > 0)) return nullptr;
+tfdist_group* tfdist_group_create(const tfdist_group_options* options) {
+  const bool is_sound = options->world_size >= 1 && options->rank >= 0 && options->rank < options->world_size &&
+                        options->sockets_per_peer >= 1 && options->timeout_seconds > 0;
+  if (!is_sound) return nullptr;
   try {
-    auto* group = new tfdist_group(rank, world_size, fds, generation, timeout_seconds);
+    auto* group = new tfdist_group(*options);
     std::lock_guard<std::mutex> lock(registry().mutex);
     group->id = registry().next_id++;
     registry().groups[group->id] = group;
@@ -44,6 +44,10 @@ tfdist_group* tfdist_group_create(int32_t rank, int32_t world_size, const int* f
   } catch (const std::exception&) {
     return nullptr;
   }
+}
+
+int32_t tfdist_segment_create(int32_t rank, int32_t world_size, const unsigned char* nonce) {
+  return tfdist::Segment::create(rank, world_size, nonce);
 }
 
 void tfdist_group_set_timeout(tfdist_group* group, double seconds) { group->engine.set_timeout(seconds); }
@@ -76,9 +80,17 @@ int32_t tfdist_group_load_plan(tfdist_group* group, const int32_t* steps, int32_
 }
 
 int64_t tfdist_start(tfdist_group* group, const tfdist_operation* operation, const tfdist_span* inputs,
-                     int32_t num_inputs) {
+                     int32_t num_inputs, const tfdist_span* outputs) {
   try {
-    return group->engine.start(*operation, inputs, num_inputs);
+    return group->engine.start(*operation, inputs, num_inputs, outputs);
+  } catch (const std::bad_alloc&) {
+    return -TFDIST_INVALID;
+  }
+}
+
+int64_t tfdist_run(tfdist_group* group, const tfdist_operation* operation, double timeout_seconds) {
+  try {
+    return group->engine.run(*operation, timeout_seconds);
   } catch (const std::bad_alloc&) {
     return -TFDIST_INVALID;
   }

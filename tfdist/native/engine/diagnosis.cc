@@ -19,13 +19,29 @@ std::string Engine::headline(const Operation& operation) const {
   return operation.describe() + " failed on rank " + std::to_string(rank_) + " of " + std::to_string(world_size_);
 }
 
+bool Engine::is_recent(uint64_t tag) const {
+  for (const Finished& entry : recent_) {
+    if (entry.description && entry.tag == tag) return true;
+  }
+  return false;
+}
+
 std::string Engine::text_of(uint64_t tag) const {
-  auto found = by_tag_.find(tag);
-  if (found != by_tag_.end()) return found->second->describe();
-  for (const auto& entry : recent_) {
-    if (entry.first == tag) return entry.second;
+  if (const Operation* operation = by_tag(tag)) return operation->describe();
+  for (const Finished& entry : recent_) {
+    if (!entry.description || entry.tag != tag) continue;
+    return entry.step < 0 ? *entry.description : *entry.description + " at step " + std::to_string(entry.step);
   }
   return "";
+}
+
+void Engine::send_control(Peer* peer, FrameType type, uint64_t tag, const std::string& text) {
+  if (peer->gone) return;
+  FrameHeader header;
+  header.generation = generation_;
+  header.type = type;
+  header.tag = tag;
+  peer->control().send_control(header, text);
 }
 
 // How long an operation may take before the peers are asked about it.
@@ -49,22 +65,20 @@ void Engine::fail(int code, int peer, const std::string& text, int reporter) {
   header.offset = static_cast<uint64_t>(peer);
   for (auto& other : peers_) {
     if (!other) continue;
-    if (other->rank != reporter) other->send_control(header, text);
-    other->target_operation = nullptr;
-    other->set_target(other->staging());
+    if (other->rank != reporter && !other->gone) other->control().send_control(header, text);
+    for (auto& stream : other->streams) stream->forget_target();
   }
   active_.clear();
-  by_tag_.clear();
   early_.clear();
   early_bytes_ = 0;
   disputed_peer_ = -1;
   std::lock_guard<std::mutex> lock(mutex_);
   if (failure_.code == TFDIST_OK) failure_ = {code, peer, whole};
+  failed_code_ = failure_.code;
   changed_.notify_all();
 }
 
-void Engine::control_arrived(Peer* peer, const std::string& text) {
-  const FrameHeader header = peer->header();
+void Engine::control_arrived(Peer* peer, const FrameHeader& header, const std::string& text) {
   switch (header.type) {
     case FrameType::kQuery: return report_status(peer, header.tag);
     case FrameType::kStatus: return status_arrived(peer, header, text);
@@ -75,9 +89,10 @@ void Engine::control_arrived(Peer* peer, const std::string& text) {
       return fail(static_cast<int>(header.message), about, text, peer->rank);
     }
     case FrameType::kGoodbye:
+      if (peer->is_shared()) read_shared(peer, true);  // what it posted before it left counts
       peer->goodbye = true;
-      for (const OperationPtr& operation : std::vector<OperationPtr>(active_)) {
-        if (peer_left_early(*operation)) return;
+      for (size_t i = 0; i < active_.size(); ++i) {
+        if (peer_left_early(*active_[i])) return;
       }
       return;
     default: return;
@@ -107,21 +122,20 @@ void Engine::report_status(Peer* peer, uint64_t tag) {
   header.type = FrameType::kStatus;
   header.tag = tag;
   PeerState state = PeerState::kNotStarted;
-  if (!text_of(tag).empty()) state = by_tag_.count(tag) ? PeerState::kActive : PeerState::kFinished;
+  if (!text_of(tag).empty()) state = by_tag(tag) != nullptr ? PeerState::kActive : PeerState::kFinished;
   header.message = static_cast<uint32_t>(state);
   std::string text;
   if (!active_.empty() && stalled(*active_.front())) {
     header.signature = active_.front()->tag;
     text = active_.front()->describe();
   }
-  peer->send_control(header, text);
+  peer->control().send_control(header, text);
 }
 
 // Two ranks, each stuck for a while in an operation the other has not started, will never meet.
 void Engine::status_arrived(Peer* peer, const FrameHeader& header, const std::string& text) {
-  auto found = by_tag_.find(header.tag);
-  if (found == by_tag_.end()) return;
-  const OperationPtr operation = found->second;
+  Operation* operation = by_tag(header.tag);
+  if (operation == nullptr) return;
   operation->peer_state[peer->rank] = static_cast<PeerState>(header.message);
   const bool apart = operation->peer_state[peer->rank] == PeerState::kNotStarted && header.signature != 0 &&
                      text_of(header.signature).empty();
@@ -140,11 +154,7 @@ void Engine::mismatch(int peer, uint64_t tag) {
   disputed_tag_ = tag;
   disputed_peer_ = peer;
   disputed_until_ = Clock::now() + std::chrono::milliseconds(kDisputeMilliseconds);
-  FrameHeader header;
-  header.generation = generation_;
-  header.type = FrameType::kDescribe;
-  header.tag = tag;
-  peers_[peer]->send_control(header, text_of(tag));
+  send_control(peers_[static_cast<size_t>(peer)].get(), FrameType::kDescribe, tag, text_of(tag));
 }
 
 void Engine::describe_arrived(Peer* peer, uint64_t tag, const std::string& text) {
@@ -168,21 +178,17 @@ void Engine::check_clocks() {
 
 void Engine::query_stalled() {
   const auto now = Clock::now();
-  for (const OperationPtr& operation : active_) {
+  for (Operation* operation : active_) {
     const double age = std::chrono::duration<double>(now - operation->started).count();
     if (age < patience_seconds() * (operation->num_queries + 1)) continue;
     ++operation->num_queries;
-    FrameHeader header;
-    header.generation = generation_;
-    header.type = FrameType::kQuery;
-    header.tag = operation->tag;
     for (auto& peer : peers_) {
-      if (peer && !peer->goodbye) peer->send_control(header, "");
+      if (peer && !peer->goodbye) send_control(peer.get(), FrameType::kQuery, operation->tag, "");
     }
   }
 }
 
-void Engine::give_up_waiting(const OperationPtr& operation) {
+void Engine::give_up_waiting(Operation* operation) {
   if (failed_) return;
   std::string absent, silent;
   int first = -1;

@@ -211,7 +211,7 @@ class Start {
       spans[0].data = TF_TensorData(original.get());
       operation.work = TF_TensorData(held.get());
     }
-    const int64_t ticket = tfdist_start(group.get(), &operation, spans.data(), num_tensors);
+    const int64_t ticket = tfdist_start(group.get(), &operation, spans.data(), num_tensors, nullptr);
     if (ticket < 0) return fail_with_group(context, group.get(), static_cast<int>(-ticket));
     if (in_place) in_flight().keep(group_, ticket, std::move(held));
     Status status = new_status();

@@ -1,4 +1,5 @@
-// What travels on a link: a header of 64 bytes, then `length` bytes of payload.
+// What travels on a link: a header of 64 bytes, then `length` bytes of payload. In shared memory the payload lies in
+// the slot that the header names.
 #ifndef TFDIST_TRANSPORT_FRAME_H_
 #define TFDIST_TRANSPORT_FRAME_H_
 
@@ -14,6 +15,7 @@ enum class FrameType : uint16_t {
   kDescribe = 4,  // my side of operation `tag`, which does not agree with yours
   kAbort = 5,     // this rank gives up: `message` is a tfdist_code, `offset` the lost peer, payload the reason
   kGoodbye = 6,   // this rank leaves in good order
+  kDoorbell = 7,  // look into the shared memory
 };
 
 constexpr uint32_t kMagic = 0x74666431;         // "tfd1"
@@ -30,9 +32,9 @@ struct FrameHeader {
   uint64_t tag = 0;         // which operation
   uint64_t signature = 0;   // hash of what the ranks must agree on
   int64_t step = -1;
-  uint64_t offset = 0;      // of the piece within the message, bytes
-  uint32_t length = 0;
-  uint32_t unused = 0;
+  uint64_t offset = 0;      // of the piece within the message, bytes of the work buffer
+  uint32_t length = 0;      // of the payload, bytes as they travel
+  uint32_t slot = 0;        // in shared memory: where the payload lies
   uint64_t check = 0;       // over everything above
 
   uint64_t expected_check() const;
@@ -63,7 +65,7 @@ inline uint64_t FrameHeader::expected_check() const {
 
 inline bool FrameHeader::valid(uint32_t group_generation) const {
   const uint32_t cap = type == FrameType::kData ? kDataBytesAtMost : kTextBytesAtMost;
-  return magic == kMagic && version == 1 && type >= FrameType::kData && type <= FrameType::kGoodbye &&
+  return magic == kMagic && version == 1 && type >= FrameType::kData && type <= FrameType::kDoorbell &&
          generation == group_generation && length <= cap && check == expected_check();
 }
 

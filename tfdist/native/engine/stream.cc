@@ -1,30 +1,30 @@
-#include "engine/peer.h"
+#include "engine/stream.h"
 
 #include <utility>
 
 namespace tfdist {
 
-Peer::Peer(int rank, std::unique_ptr<AbstractLink> link, std::string address)
-    : rank(rank), address(std::move(address)), link(std::move(link)), staging_(new char[kDataBytesAtMost]) {}
+Stream::Stream(std::unique_ptr<AbstractLink> link)
+    : link(std::move(link)), narrowed_(new char[kDataBytesAtMost]), staging_(new char[kDataBytesAtMost]) {}
 
-void Peer::send_control(FrameHeader header, const std::string& payload) {
-  if (gone) return;
+void Stream::send_control(FrameHeader header, const std::string& payload) {
   Control control{header, payload.substr(0, kTextBytesAtMost)};
   control.header.length = static_cast<uint32_t>(control.payload.size());
   control.header.check = control.header.expected_check();
   control_.push_back(std::move(control));
 }
 
-void Peer::send_data(const FrameHeader& header, const char* payload, std::shared_ptr<Operation> operation, int step) {
+void Stream::send_data(const FrameHeader& header, const char* payload, Operation* operation, int step,
+                       int64_t bytes) {
   outgoing_ = header;
   outgoing_.check = outgoing_.expected_check();
   payload_ = payload;
-  sending_ = Sent{std::move(operation), step, static_cast<int64_t>(header.length)};
+  sending_ = Sent{operation, step, bytes};
   written_ = 0;
   writing_ = true;
 }
 
-Peer::Event Peer::flush(Sent* sent) {
+Stream::Event Stream::flush(Sent* sent) {
   if (!writing_) {
     if (control_.empty()) return Event::kNothing;
     outgoing_ = control_.front().header;
@@ -53,11 +53,11 @@ Peer::Event Peer::flush(Sent* sent) {
     return Event::kNothing;
   }
   writing_ = false;
-  *sent = std::move(sending_);
+  *sent = sending_;
   return Event::kFrame;
 }
 
-Peer::Event Peer::receive() {
+Stream::Event Stream::receive() {
   if (!in_payload_) {
     if (header_got_ < sizeof(FrameHeader)) {
       iovec part{reinterpret_cast<char*>(&incoming_) + header_got_, sizeof(FrameHeader) - header_got_};
@@ -80,6 +80,12 @@ Peer::Event Peer::receive() {
   in_payload_ = false;
   header_got_ = 0;
   return Event::kFrame;
+}
+
+void Stream::forget_target() {
+  target_operation = nullptr;
+  target_step = -1;
+  set_target(staging());
 }
 
 }  // namespace tfdist
