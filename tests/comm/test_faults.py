@@ -1,6 +1,5 @@
 """Every way to disagree, to be late or to vanish: which error, on which rank, how soon."""
 
-import ctypes
 import os
 import socket
 import threading

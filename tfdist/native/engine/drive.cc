@@ -143,9 +143,8 @@ bool Engine::arm(bool by_waiter) {
   if (!segment_) return true;
   const bool moves = !active_.empty() && (by_waiter || is_eager_);
   const uint32_t wanted = !moves ? 0u : starved_ ? kRingForData | kRingForSlots : uint32_t{kRingForData};
-  segment_->ring_for().store(wanted);
+  segment_->ring_for().store(wanted);  // before we look; peers post first and look at the wish then
   if (wanted == 0) return true;
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // peers post first and look at the wish then
   for (Peer* peer : shared_peers_) {
     if (peer->segment->posted(rank_) != peer->looked_at) return false;
   }

@@ -51,7 +51,6 @@ bool Engine::read_shared(Peer* peer, bool hold) {
       this->hold(peer, header, std::move(data));
     }
     const bool is_free = segment.release(rank_, header.slot);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
     if (is_free) ring(peer, kRingForSlots);
     if (step >= 0) settle(operation);
     moved = true;

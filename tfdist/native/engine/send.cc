@@ -132,7 +132,6 @@ bool Engine::post(Operation* operation, int step) {
     segment_->post(steps[i].peer, header);
     operation->advance(i, bytes);
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // before we look whether they sleep
   for (int i = steps[step].cast_begin; i < steps[step].cast_end; ++i) {
     ring(peers_[static_cast<size_t>(steps[i].peer)].get(), kRingForData);
   }
@@ -143,7 +142,7 @@ bool Engine::post(Operation* operation, int step) {
 void Engine::ring(Peer* peer, uint32_t reason) {
   if (!peer->is_shared()) return;
   std::atomic<uint32_t>& wishes = peer->segment->ring_for();
-  if ((wishes.load(std::memory_order_relaxed) & reason) == 0 || wishes.exchange(0) == 0) return;
+  if ((wishes.load() & reason) == 0 || wishes.exchange(0) == 0) return;
   send_control(peer, FrameType::kDoorbell, 0, "");
   flush(&peer->control());
 }

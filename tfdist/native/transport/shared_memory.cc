@@ -96,7 +96,7 @@ Segment::Queue& Segment::queue(int reader) const {
 
 int Segment::free_slot() const {
   for (uint32_t i = 0; i < num_slots_; ++i) {
-    if (readers_[i].value.load(std::memory_order_acquire) == 0) return static_cast<int>(i);
+    if (readers_[i].value.load() == 0) return static_cast<int>(i);
   }
   return -1;
 }
@@ -109,10 +109,10 @@ void Segment::post(int reader, const FrameHeader& header) {
   Queue& q = queue(reader);
   const uint64_t position = q.posted.load(std::memory_order_relaxed);
   q.entries()[position % num_slots_] = header;
-  q.posted.store(position + 1, std::memory_order_release);
+  q.posted.store(position + 1);
 }
 
-uint64_t Segment::posted(int reader) const { return queue(reader).posted.load(std::memory_order_acquire); }
+uint64_t Segment::posted(int reader) const { return queue(reader).posted.load(); }
 
 uint64_t Segment::waiting(int reader) const {
   return posted(reader) - queue(reader).read.load(std::memory_order_relaxed);
@@ -134,7 +134,7 @@ bool Segment::is_valid(const FrameHeader& header) const {
 bool Segment::release(int reader, uint32_t slot) {
   Queue& q = queue(reader);
   q.read.store(q.read.load(std::memory_order_relaxed) + 1, std::memory_order_release);
-  return readers_[slot].value.fetch_sub(1, std::memory_order_acq_rel) == 1;
+  return readers_[slot].value.fetch_sub(1) == 1;
 }
 
 }  // namespace tfdist

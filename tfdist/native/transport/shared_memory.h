@@ -2,7 +2,8 @@
 //
 // The owner copies a piece into a free slot and queues its header to every rank that is to read it; each of them reads
 // the slot where it lies and counts itself off. One writer and one reader a queue, so nothing here takes a lock. Slots
-// are few and the lowest free one is taken first: they stay in the cache.
+// are few and the lowest free one is taken first: they stay in the cache. Where one side writes and then looks whether the
+// other sleeps, and the other the reverse, all four accesses are sequentially consistent.
 #ifndef TFDIST_TRANSPORT_SHARED_MEMORY_H_
 #define TFDIST_TRANSPORT_SHARED_MEMORY_H_
 
