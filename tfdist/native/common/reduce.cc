@@ -48,14 +48,14 @@ V minimum(V a, V b) { return (a < b || a != a) ? a : b; }
 template <typename V>
 V maximum(V a, V b) { return (a > b || a != a) ? a : b; }
 
-template <typename T, typename Function>
-void combine(T* __restrict target, const T* __restrict source, int64_t n, Function function) {
+template <typename T, typename S, typename Function>
+void combine(T* __restrict target, const S* __restrict source, int64_t n, Function function) {
   using A = Arithmetic<T>;
-  for (int64_t i = 0; i < n; ++i) target[i] = A::store(function(A::load(target[i]), A::load(source[i])));
+  for (int64_t i = 0; i < n; ++i) target[i] = A::store(function(A::load(target[i]), Arithmetic<S>::load(source[i])));
 }
 
-template <typename T>
-void reduce_typed(T* target, const T* source, int64_t n, int reduce, double divisor) {
+template <typename T, typename S>
+void reduce_typed(T* target, const S* source, int64_t n, int reduce, double divisor) {
   using V = typename Arithmetic<T>::Value;
   if (divisor != 1) {
     const V d = static_cast<V>(divisor);
@@ -88,6 +88,12 @@ void with_type(int dtype, Visitor visit) {
     case TFDIST_INT64: return visit(static_cast<int64_t*>(nullptr));
     default: return;
   }
+}
+
+template <typename Visitor>
+void with_half(int wire_dtype, Visitor visit) {
+  if (wire_dtype == TFDIST_BFLOAT16) visit(static_cast<BFloat16*>(nullptr));
+  if (wire_dtype == TFDIST_FLOAT16) visit(static_cast<Float16*>(nullptr));
 }
 
 }  // namespace
@@ -126,6 +132,36 @@ void pack_scaled(void* target, const void* source, int64_t elements, int dtype, 
   with_type(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     pack_typed(static_cast<T*>(target), static_cast<const T*>(source), elements, scale);
+  });
+}
+
+bool can_travel_as(int dtype, int wire_dtype) {
+  return dtype == TFDIST_FLOAT32 && (wire_dtype == TFDIST_BFLOAT16 || wire_dtype == TFDIST_FLOAT16);
+}
+
+void narrow(void* wire, float* values, int64_t elements, int wire_dtype) {
+  with_half(wire_dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    auto* halves = static_cast<T*>(wire);
+    for (int64_t i = 0; i < elements; ++i) {
+      halves[i] = T::from(values[i]);
+      values[i] = static_cast<float>(halves[i]);
+    }
+  });
+}
+
+void widen(float* target, const void* wire, int64_t elements, int wire_dtype) {
+  with_half(wire_dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto* halves = static_cast<const T*>(wire);
+    for (int64_t i = 0; i < elements; ++i) target[i] = static_cast<float>(halves[i]);
+  });
+}
+
+void reduce_wire_into(float* target, const void* wire, int64_t elements, int wire_dtype, int reduce, double divisor) {
+  with_half(wire_dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    reduce_typed(target, static_cast<const T*>(wire), elements, reduce, divisor);
   });
 }
 
