@@ -64,9 +64,8 @@ def compile_flags():
     The instruction set stays the platform's baseline, the wheel runs anywhere; common/kernels.h chooses at run time.
     """
     flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", f"-I{NATIVE}"]
-    flags += [
-        "-ffp-contract=off"
-    ]  # a fused multiply-add rounds once less: hosts of different processors would disagree
+    # A fused multiply-add rounds once less: hosts of different processors would disagree.
+    flags += ["-ffp-contract=off"]
     sanitize, debug = os.environ.get("SANITIZE"), os.environ.get("DEBUG")
     if sanitize or debug:
         flags += ["-g", "-O1", "-fno-omit-frame-pointer"]

@@ -85,7 +85,7 @@ bool equal(T a, T b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0;
 }
 
-// A third of the elements of any bits, a third of moderate size, a third special: NaN, infinities, subnormals, extremes.
+// A third of any bits, a third of moderate size, a third special: NaN, infinities, subnormals, extremes.
 template <typename T>
 std::vector<T> make_values(size_t n, unsigned seed) {
   std::mt19937_64 random(seed);
