@@ -34,10 +34,12 @@ TFDIST_INLINE uint32_t select(bool condition, uint32_t a, uint32_t b) {
 struct BFloat16 {
   uint16_t bits;
   TFDIST_INLINE explicit operator float() const { return bits_to_float(uint32_t{bits} << 16); }
-  TFDIST_INLINE static BFloat16 from(float value) {
+  TFDIST_INLINE static BFloat16 from(float value) { return {static_cast<uint16_t>(round(value) >> 16)}; }
+  // The rounded value in the upper 16 bits, anything below.
+  TFDIST_INLINE static uint32_t round(float value) {
     const uint32_t b = float_to_bits(value), nan = 0u - static_cast<uint32_t>(value != value);
     const uint32_t half_a_step = 0x7fffu + ((b >> 16) & 1u);  // less one on even values: a tie stays there
-    return {static_cast<uint16_t>(((b + (half_a_step & ~nan)) | (0x400000u & nan)) >> 16)};
+    return (b + (half_a_step & ~nan)) | (0x400000u & nan);
   }
 };
 

@@ -54,6 +54,13 @@ TFDIST_TARGET void combine(void* target, const void* source, int64_t n, double d
     }
   }
 #endif
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    for (int64_t pair = 0; pair < n / 2; ++pair) {
+      const auto a = element_at<uint32_t>(to, pair), b = element_at<uint32_t>(from, pair);
+      set_element(to, pair, apply_to_pair<Op>(a, b, d));
+    }
+    i = n - n % 2;
+  }
   for (; i < n; ++i) {
     const V a = Arithmetic<T>::load(element_at<T>(to, i)), b = Arithmetic<S>::load(element_at<S>(from, i));
     set_element(to, i, Arithmetic<T>::store(Op::apply(a, b, d)));
