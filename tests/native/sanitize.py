@@ -1,4 +1,4 @@
-"""Builds the engine with its C++ test under sanitizers and runs it: sanitize.py address,undefined | thread | none.
+"""Builds the core with its C++ tests under sanitizers and runs them: sanitize.py address,undefined | thread | none.
 
 There are no suppressions: nothing in the core is expected to be reported.
 """
@@ -13,24 +13,41 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tfdist" / "native"
 
 
-def build_and_run(sanitizers, timeout=300):
-    """Returns the finished process of engine_test under `sanitizers` ("none" for a plain build)."""
-    sources = [Path(__file__).with_name("engine_test.cc")]
-    for folder in ("common", "transport", "engine"):
+# Test program -> the folders of the core it is built with, and how far it is optimised (reductions: vectorised).
+PROGRAMS = {
+    "engine_test": (("common", "transport", "engine"), "-O1"),
+    "reduce_test": (("common",), "-O3"),
+}
+
+
+def build_and_run(sanitizers, program="engine_test", environments=({},), timeout=300):
+    """Returns the finished processes of `program` under `sanitizers` ("none" for a plain build).
+
+    There is one process for each of the `environments`, whose variables are added to this process's.
+    """
+    folders, optimisation = PROGRAMS[program]
+    sources = [Path(__file__).with_name(f"{program}.cc")]
+    for folder in folders:
         sources += sorted((NATIVE / folder).glob("*.cc"))
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "engine_test"
+        target = Path(folder) / program
         flags = [] if sanitizers == "none" else [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
         compiler = os.environ.get("CXX", "g++")
-        command = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
-        subprocess.run([*command, *map(str, sources), "-o", str(program), "-pthread"], check=True, timeout=timeout)
-        return subprocess.run([str(program)], capture_output=True, text=True, timeout=timeout)
+        flags += ["-std=c++17", optimisation, "-ffp-contract=off", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
+        command = [compiler, *flags, *map(str, sources), "-o", str(target), "-pthread"]
+        subprocess.run(command, check=True, timeout=timeout)
+        return [
+            subprocess.run([str(target)], env={**os.environ, **extra}, capture_output=True, text=True, timeout=timeout)
+            for extra in environments
+        ]
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    result = build_and_run(sys.argv[1])
-    print(result.stdout + result.stderr, end="")
-    print(f"{sys.argv[1]}: {'passed' if result.returncode == 0 else 'FAILED'}")
-    sys.exit(result.returncode)
+    results = [result for program in PROGRAMS for result in build_and_run(sys.argv[1], program)]
+    for result in results:
+        print(result.stdout + result.stderr, end="")
+    failed = any(result.returncode for result in results)
+    print(f"{sys.argv[1]}: {'FAILED' if failed else 'passed'}")
+    sys.exit(failed)
