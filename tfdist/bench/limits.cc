@@ -23,7 +23,7 @@ namespace {
 constexpr int kMaxRanks = 64;
 constexpr int64_t kSlotFloats = 64 * 1024;  // a slot of a window; two in turn, so that staging runs ahead of reading
 constexpr int64_t kFlatBytes = 8 * 1024;    // up to here everybody reads everything: one exchange instead of two
-constexpr int64_t kWriteBytes = 1 << 20;
+constexpr int64_t kTcpSliceBytes = 1 << 20;  // what one rank sends to another before it has as much back
 constexpr int64_t kSpinNanoseconds = 50 * 1000;
 
 // One rank's part of the shared memory: counters that only it writes, and its windows.
@@ -141,6 +141,40 @@ class Slices {
   int64_t base_;
 };
 
+// Sends `count` bytes to each other rank and receives as many from each.
+void exchange(const int* sockets, int rank, int size, bool spin, char* data, int64_t count) {
+  int64_t sent[kMaxRanks] = {}, received[kMaxRanks] = {};
+  int64_t left = 2 * count * (size - 1), idle_since = 0;
+  while (left > 0) {
+    bool moved = false;
+    pollfd waiting[kMaxRanks];
+    int num_waiting = 0;
+    for (int distance = 1; distance < size; ++distance) {
+      const int peer = (rank + distance) % size, sock = sockets[peer];
+      short events = 0;
+      if (sent[peer] < count) {
+        const int64_t n = send(sock, data + sent[peer], count - sent[peer], MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n > 0) sent[peer] += n, left -= n, moved = true;
+        events |= POLLOUT;
+      }
+      if (received[peer] < count) {
+        const int64_t n = recv(sock, data + received[peer], count - received[peer], MSG_DONTWAIT);
+        if (n == 0) return;  // the peer has gone
+        if (n > 0) received[peer] += n, left -= n, moved = true;
+        events |= POLLIN;
+      }
+      if (events) waiting[num_waiting++] = {sock, events, 0};
+    }
+    if (moved || left == 0) { idle_since = 0; continue; }
+    if (spin) {
+      const int64_t now = nanoseconds();
+      if (idle_since == 0) idle_since = now;
+      if (now - idle_since < kSpinNanoseconds) continue;
+    }
+    poll(waiting, num_waiting, 1000);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -172,43 +206,10 @@ void limits_shm(void* memory, int rank, int size, int spins, float* data, int64_
 
 // The traffic of an all-reduce, nothing added: 2/size of the bytes to each other rank, and as many back.
 void limits_tcp(const int* sockets, int rank, int size, int spin, char* data, int64_t bytes, int64_t iterations) {
-  for (int64_t i = 0; i < iterations; ++i) {
-    const int64_t share = std::max<int64_t>(1, 2 * bytes / size);
-    int64_t sent[kMaxRanks] = {}, received[kMaxRanks] = {};
-    int64_t left = 2 * share * (size - 1), idle_since = 0;
-    while (left > 0) {
-      bool moved = false;
-      pollfd waiting[kMaxRanks];
-      int num_waiting = 0;
-      for (int distance = 1; distance < size; ++distance) {
-        const int peer = (rank + distance) % size;
-        short events = 0;
-        if (sent[peer] < share) {
-          const int64_t at = sent[peer] % bytes;
-          const int64_t length = std::min({kWriteBytes, share - sent[peer], bytes - at});
-          const int64_t n = send(sockets[peer], data + at, length, MSG_DONTWAIT | MSG_NOSIGNAL);
-          if (n > 0) sent[peer] += n, left -= n, moved = true;
-          events |= POLLOUT;
-        }
-        if (received[peer] < share) {
-          const int64_t at = received[peer] % bytes;
-          const int64_t length = std::min({kWriteBytes, share - received[peer], bytes - at});
-          const int64_t n = recv(sockets[peer], data + at, length, MSG_DONTWAIT);
-          if (n == 0) return;  // the peer has gone
-          if (n > 0) received[peer] += n, left -= n, moved = true;
-          events |= POLLIN;
-        }
-        if (events) waiting[num_waiting++] = {sockets[peer], events, 0};
-      }
-      if (moved || left == 0) { idle_since = 0; continue; }
-      if (spin) {
-        const int64_t now = nanoseconds();
-        if (idle_since == 0) idle_since = now;
-        if (now - idle_since < kSpinNanoseconds) continue;
-      }
-      poll(waiting, num_waiting, 1000);
-    }
-  }
+  const int64_t share = std::max<int64_t>(1, 2 * bytes / size);
+  for (int64_t i = 0; i < iterations; ++i)
+    for (int64_t begin = 0; begin < share; begin += kTcpSliceBytes)
+      exchange(sockets, rank, size, spin, data + begin, std::min(kTcpSliceBytes, share - begin));
 }
 
 }  // extern "C"
