@@ -10,6 +10,7 @@ from tfdist.errors import ConfigurationError, TfdistError
 COMMANDS = {  # name -> (module with main(arguments) -> exit code, what it does)
     "run": ("tfdist.launch.run", "start a script on several workers"),
     "doctor": ("tfdist.launch.doctor", "show what is installed, the cluster as seen from here, and what is wrong"),
+    "bench": ("tfdist.bench.command", "measure all-reduce, model.fit and this machine's limits"),
 }
 _USAGE_ERROR = 2
 

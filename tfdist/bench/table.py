@@ -1,0 +1,98 @@
+"""The results: aligned text, JSON lines, a plot."""
+
+import importlib
+import json
+
+from tfdist.errors import ConfigurationError
+
+
+def size(num_bytes):
+    """Returns e.g. "4 B", "4.1 KB", "16.8 MB" (powers of ten)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}"
+    return f"{num_bytes} B"
+
+
+def duration(seconds):
+    """Returns e.g. "1.31 us" or "27.1 ms"."""
+    for unit, scale in (("us", 1e-6), ("ms", 1e-3)):
+        if seconds < scale * 1000:
+            return f"{seconds / scale:.3g} {unit}" if seconds < scale * 999.5 else f"{seconds / scale:.0f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def align(header, rows, least=0):
+    """Returns lines of columns: the first aligned to the left, the others to the right, none narrower than `least`."""
+    cells = [header, *rows]
+    widths = [max(least, *(len(row[column]) for row in cells)) for column in range(len(header))]
+    return [
+        "  ".join(text.ljust(width) if column == 0 else text.rjust(width)
+                  for column, (text, width) in enumerate(zip(row, widths))).rstrip()
+        for row in cells
+    ]  # fmt: skip
+
+
+def all_reduce_header():
+    return ("peer", "bytes", "time", "busbw GB/s", "rss MB", "x fastest")
+
+
+def all_reduce_rows(rows):
+    """Returns the cells of one size; the last column is the time over that of the fastest peer (the limit is none)."""
+    fastest = min((row.seconds_median for row in rows if not is_limit(row)), default=None)
+    return [
+        (row.peer, size(row.bytes), duration(row.seconds_median), f"{row.busbw_gbps:.3g}", f"{row.rss_mb:.0f}",
+         f"{row.seconds_median / fastest:.2f}" if fastest else "")
+        for row in rows
+    ]  # fmt: skip
+
+
+def is_limit(row):
+    """Returns whether a row is the yardstick and no peer."""
+    return row.peer.startswith("limit")
+
+
+def all_reduce_json(row):
+    """Returns one line of JSON."""
+    return json.dumps(
+        {
+            "peer": row.peer,
+            "nproc": row.nproc,
+            "bytes": row.bytes,
+            "seconds_median": row.seconds_median,
+            "busbw_GBps": row.busbw_gbps,
+            "rss_mb": round(row.rss_mb, 1),
+        }
+    )
+
+
+def plotter():
+    """Returns matplotlib's pyplot.
+
+    Raises:
+      ConfigurationError: it is not installed.
+    """
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError:
+        raise ConfigurationError(
+            "matplotlib is expected with --plot. Received: not installed. Run `pip install 'tfdist[bench]'`."
+        ) from None
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def plot(path, rows, title):
+    """Draws seconds over bytes, one line a peer, both axes logarithmic, into a file whose suffix says the format."""
+    pyplot = plotter()
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for peer in dict.fromkeys(row.peer for row in rows):
+        points = sorted((row.bytes, row.seconds_median) for row in rows if row.peer == peer)
+        axes.plot(*zip(*points), marker="o", label=peer, linestyle="--" if peer.startswith("limit") else "-")
+    axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="seconds (median)", title=title)
+    axes.title.set_fontsize("small")
+    axes.grid(True, which="major", alpha=0.4)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
