@@ -109,10 +109,28 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         with WeightedReplicaContext(strategy, self._rank), step, tensorflow_seed.FoldedSeed(self._rank):
             if kind != replica_step.PREDICT:
                 self._expect_writes(step)
-            with _after_data(args, kwargs):
-                if tf.compat.v1.executing_eagerly_outside_functions():  # a session of TensorFlow 1 nests no functions
-                    self.rows_variable().assign(rows)
+            with self._after_data(args, kwargs, rows):
                 return finish(step, fn(*args, **kwargs))
+
+    @contextlib.contextmanager
+    def _after_data(self, args, kwargs, rows):
+        """Notes the number of rows. Operations made in this context run only once the data has come.
+
+        At the end of the data TensorFlow has begun the next step already: a counter that does not depend on the data would
+        be raised or not, by chance, and another way on every worker. All of them wait for *one* operation which waits
+        for the data: what waits for an input pipeline itself is handed to the thread pool piece by piece.
+        """
+        if not tf.compat.v1.executing_eagerly_outside_functions():  # a session of TensorFlow 1 nests no functions
+            with tf.control_dependencies(_a_tensor(args, kwargs)):
+                yield
+        elif tf.executing_eagerly():
+            self.rows_variable().assign(rows)
+            yield
+        else:
+            with tf.control_dependencies(_a_tensor(args, kwargs)):
+                noted = self.rows_variable().assign(rows, read_value=False)
+            with tf.control_dependencies([noted]):
+                yield
 
     def rows_variable(self):
         """The row count of this thread's latest call, for functions nested in the replica function."""
@@ -304,16 +322,9 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         return True
 
 
-def _after_data(args, kwargs):
-    """Operations made in this context run only once the data has come.
-
-    At the end of the data TensorFlow has begun the next step already: a counter that does not depend on the data would
-    be raised or not, by chance, and another way on every worker.
-    """
-    if tf.executing_eagerly():
-        return contextlib.nullcontext()
+def _a_tensor(args, kwargs):
     leaves = tf.nest.flatten((args, kwargs), expand_composites=True)
-    return tf.control_dependencies([leaf for leaf in leaves if isinstance(leaf, tf.Tensor)][:1])
+    return [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)][:1]
 
 
 class _Called:
