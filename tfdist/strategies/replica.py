@@ -12,7 +12,7 @@ import weakref
 
 import tensorflow as tf
 
-from tfdist.data import reusable
+from tfdist.data import reusable, shares
 from tfdist.strategies import devices, initial_value, state, tensorflow_seed
 from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
@@ -101,10 +101,12 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
             with tf.distribute.ReplicaContext(strategy, 0):
                 return fn(*args, **kwargs)
         original = getattr(self._local, "function", None) or fn
-        rows = batch_rows.count_rows(args, kwargs)
+        known = shares.current()
+        # Where all weigh the same a weight of 1 does.
+        rows = 1 if known is shares.Shares.EQUAL else batch_rows.count_rows(args, kwargs)
         kind, model, sums_loss = describe(original)
-        step = replica_step.ReplicaStep(strategy, kind, model, rows, sums_loss)
-        if step.is_keras and batch_rows.may_be_empty(rows):
+        step = replica_step.ReplicaStep(strategy, kind, model, rows, sums_loss, known)
+        if step.is_keras and step.may_be_empty:
             args, kwargs = batch_rows.pad_empty((args, kwargs))
         with WeightedReplicaContext(strategy, self._rank), step, tensorflow_seed.FoldedSeed(self._rank):
             if kind != replica_step.PREDICT:
@@ -196,7 +198,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
             return value
         flat = tf.nest.flatten(value)
         op = _name_of(reduce_op)
-        if step and step.is_keras and op == "sum" and batch_rows.may_be_empty(step.rows):
+        if step and step.is_keras and op == "sum" and step.may_be_empty:
             flat = [state.mask(step.has_rows(), tensor) for tensor in flat]
         return tf.nest.pack_sequence_as(value, self._container_strategy().all_reduce(flat, op, name="all_reduce"))
 
@@ -243,9 +245,12 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         distributed = sharding.distribute(self._container_strategy(), dataset)
         if keras_trainer.take_one_shot():
             return one_shot.OneShot(distributed)
-        if isinstance(distributed, uneven.InStep) and keras_trainer.current_call():
+        if keras_trainer.current_call() is None:
+            return distributed
+        if isinstance(distributed, uneven.InStep):
             return distributed.as_trainer_wants()
-        return distributed
+        is_known = shares.promised(distributed) is not shares.Shares.UNKNOWN
+        return shares.Promising(distributed) if is_known else distributed
 
     def _distribute_datasets_from_function(self, dataset_fn, options):
         from tfdist.data import sharding
