@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdist.data import permutation
+
 
 def data(rows=37, features=5, outputs=3, seed=0):
     """Returns inputs and targets, every row distinct."""
@@ -489,6 +491,85 @@ def evaluate_in_a_callback():
                 seen.append([float(self.model.predict(x[:3], verbose=0).sum())])
 
     return {**fit(mlp(), "adam", callbacks=[Evaluate()]), "seen": seen}
+
+
+def normalized(units=8):
+    """A model with state of every kind that replicas make equal, and a layer that shares its statistics."""
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(units, activation="tanh"),
+            keras.layers.BatchNormalization(synchronized=True),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+@case
+def equal_shares():
+    return fit(normalized(), keras.optimizers.SGD(0.1), rows=36, batch_size=24, validation_data=data(30, seed=1))
+
+
+@case
+def equal_shares_of_a_dataset():
+    x, y = data(36)
+    model = normalized()
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(12, drop_remainder=True)
+    history = model.fit(dataset, epochs=3, verbose=0, validation_data=dataset)
+    return {**state(model, history), "evaluate": model.evaluate(dataset, verbose=0)}
+
+
+@case
+def equal_shares_run_eagerly():
+    return fit(mlp(), "adam", rows=24, batch_size=12, compile_arguments=dict(run_eagerly=True))
+
+
+@case
+def equal_shares_in_a_nested_function():
+    """A function that a step calls is traced once and then runs on data of other shares too."""
+    model = Nested(mlp())
+    x, y = data(31)
+    model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
+    history = [model.fit(x[:n], y[:n], batch_size=12, shuffle=False, verbose=0).history for n in (24, 31, 24)]
+    return {**state(model), "history": history}
+
+
+class Nested(keras.Model):
+    """Trains in a `tf.function` of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def train_step(self, batch):
+        return self.nested_step(batch)
+
+    @tf.function(
+        reduce_retracing=True,
+        input_signature=[(tf.TensorSpec([None, 5], tf.float64), tf.TensorSpec([None, 3], tf.float64))],
+    )
+    def nested_step(self, batch):
+        return super().train_step(batch)
+
+
+@case
+def unequal_train_on_batch_beside_fit():
+    """That fit's data hold equally many rows says nothing about those of train_on_batch."""
+    strategy = tf.distribute.get_strategy()
+    x, y = data(24)
+    results = []
+
+    class Beside(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            start, stop = permutation.share(7, strategy.rank, strategy.world_size)
+            self.model.reset_metrics()
+            results.append(np.array(self.model.train_on_batch(x[start:stop], y[start:stop])))
+
+    return {**fit(mlp(), "adam", rows=24, batch_size=12, callbacks=[Beside()]), "logs": np.array(results)}
 
 
 @case

@@ -56,6 +56,12 @@ def epoch_order(num_rows, batch_size, shuffle, seed):
     return order
 
 
+def batch_sizes(num_rows, batch_size):
+    """Returns the set of the numbers of rows that a global batch can have."""
+    num_full, num_left = divmod(num_rows, batch_size)
+    return ({batch_size} if num_full else set()) | ({num_left} if num_left else set())
+
+
 def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
     """Returns a dataset of this worker's part of every global batch.
 

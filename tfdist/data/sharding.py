@@ -2,16 +2,16 @@
 
 import tensorflow as tf
 
-from tfdist.data import randomness, uneven
+from tfdist.data import randomness, shares, uneven
 
 _POLICY = tf.data.experimental.AutoShardPolicy
 _MARK = "_tfdist_is_distributed"
 
 
-def mark(dataset):
-    """Marks `dataset` as holding this worker's rows only."""
+def mark(dataset, known=shares.Shares.UNKNOWN):
+    """Marks `dataset` as holding this worker's rows only, of batches of which `known` holds."""
     setattr(dataset, _MARK, True)
-    return dataset
+    return shares.promise(dataset, known)
 
 
 def distribute(strategy, dataset):
@@ -37,7 +37,8 @@ def distribute(strategy, dataset):
     if policy == _POLICY.FILE:
         return uneven.InStep(strategy, uneven.rebatch(uneven.shard_files(dataset, strategy), strategy))
     randomness.check_alike(strategy, dataset)
-    return mark(share_rows(dataset, strategy.rank, strategy.world_size))
+    known = shares.of_spec(dataset.element_spec, strategy.world_size)
+    return mark(share_rows(dataset, strategy.rank, strategy.world_size), known)
 
 
 def keep_in_step(strategy, dataset):

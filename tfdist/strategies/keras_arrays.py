@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdist.data import permutation, sharding
+from tfdist.data import permutation, sharding, shares
 
 
 def get_tf_dataset(original, adapter):
@@ -30,7 +30,8 @@ def get_tf_dataset(original, adapter):
         rank=call.strategy.rank,
         world_size=call.strategy.world_size,
     )
-    return sharding.mark(dataset)
+    sizes = permutation.batch_sizes(adapter._num_samples, adapter.batch_size)
+    return sharding.mark(dataset, shares.of_sizes(sizes, call.strategy.world_size))
 
 
 def _dense_inputs(adapter):

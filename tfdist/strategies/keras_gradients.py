@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from tfdist import errors
-from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import state
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.replica import AbstractReplicaStrategy
@@ -44,12 +43,12 @@ def reduce_gradients(step, optimizer, gradients, variables):
         return gradients
     op, factor = step.gradient_rule()
     tensors = [gradients[i] for i in present]
-    if op == "sum" and batch_rows.may_be_empty(step.rows):
+    if op == "sum" and step.may_be_empty:
         tensors = [state.mask(step.has_rows(), tensor) for tensor in tensors]
     reduced = step.strategy.all_reduce(
         tensors,
         op,
-        weight=step.weight() if op == "mean" else None,
+        weight=step.weight() if op == "mean" and not step.has_equal_shares() else None,
         step=tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64),
         name="gradients",
         names=[_name(variables[i]) for i in present],

@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import state
 from tfdist.strategies.step import FUNCTION, PREDICT, TEST, TRAIN, current
 
@@ -144,14 +143,14 @@ def _gather(step, leaf):
         return tf.sparse.from_dense(_gather(step, tf.sparse.to_dense(leaf)))
     if not isinstance(leaf, tf.Tensor) or leaf.shape.rank == 0:
         return leaf
-    if batch_rows.may_be_empty(step.rows):
+    if step.may_be_empty:
         leaf = leaf[: tf.where(step.has_rows(), tf.shape(leaf)[0], 0)]
     return _all_gather(step, leaf)
 
 
 def _gather_values(step, ragged):
     values = ragged.values
-    if batch_rows.may_be_empty(step.rows):
+    if step.may_be_empty:
         values = values[: tf.where(step.has_rows(), tf.cast(ragged.row_splits[-1], tf.int32), 0)]
     if isinstance(values, tf.RaggedTensor):
         return _gather(step, values)

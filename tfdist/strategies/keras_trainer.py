@@ -4,20 +4,19 @@ import contextlib
 import inspect
 import threading
 import types
-import weakref
 import zlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from tfdist import errors
 from tfdist.comm import failures
 from tfdist.data import permutation, py_dataset, uneven
 from tfdist.strategies import keras_saving, keras_steps
+from tfdist.strategies.keras_functions import refuse_jit, strategy_of
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 _LOCAL = threading.local()
-_predict_functions = weakref.WeakKeyDictionary()
 
 
 class TrainerCall:
@@ -51,10 +50,10 @@ def take_one_shot():
 
 def fit(original, model, *args, **kwargs):
     """Stands in for `Model.fit`."""
-    strategy = _strategy_of(model)
+    strategy = strategy_of(model)
     if strategy is None:
         return _alone(original, model, args, kwargs)
-    _refuse_jit(model)
+    refuse_jit(model)
     call = _bind(original, model, args, kwargs)
     strategy.num_fit_calls += 1
     seed = [permutation.job_seed(strategy), strategy.num_fit_calls]
@@ -71,43 +70,21 @@ def fit(original, model, *args, **kwargs):
 
 def evaluate(original, model, *args, **kwargs):
     """Stands in for `Model.evaluate`."""
-    if _strategy_of(model) is None:
+    strategy = strategy_of(model)
+    if strategy is None:
         return _alone(original, model, args, kwargs)
-    return _without_training(original, model, args, kwargs)
+    call = _bind(original, model, args, kwargs)
+    values = {key: repr(call[key]) for key in ("batch_size", "steps")}
+    strategy.agree("model.evaluate", {**values, **_data_description(call["x"])})
+    return _without_training(original, model, (), call)
 
 
 def predict(original, model, *args, **kwargs):
     """Stands in for `Model.predict`: all rows, in order, on every worker."""
-    if _strategy_of(model) is None:
+    if strategy_of(model) is None:
         return original(model, *args, **kwargs)
     with keras_steps.gathering():
         return _without_training(original, model, args, kwargs)
-
-
-def make_function(original, model, force=False):
-    """Stands in for `Model.make_train_function` and `make_test_function`, which `train_on_batch` calls without `fit`."""
-    if _strategy_of(model) is not None:
-        _refuse_jit(model)
-    return original(model, force=force)
-
-
-def make_predict_function(original, model, force=False):
-    """Stands in for `Model.make_predict_function`.
-
-    `predict` gathers all rows and `predict_on_batch` does not: each gets a function of its own, so that the
-    trace of one is never taken for the other.
-    """
-    if _strategy_of(model) is None:
-        return original(model, force=force)
-    made = _predict_functions.setdefault(model, {})
-    if force or model.predict_function is None:
-        made.clear()
-    key = keras_steps.is_gathering()
-    if key not in made:
-        original(model, force=True)
-        made[key] = model.predict_function
-    model.predict_function = made[key]
-    return made[key]
 
 
 def _alone(original, model, args, kwargs):
@@ -121,21 +98,13 @@ def _alone(original, model, args, kwargs):
 
 
 def _without_training(original, model, args, kwargs):
-    strategy = _strategy_of(model)
-    _refuse_jit(model)
+    strategy = strategy_of(model)
+    refuse_jit(model)
     call = _bind(original, model, args, kwargs)
     _be_quiet(strategy, call)
     x = None if keras_steps.is_gathering() else call["x"]  # predict does not look at a batch beforehand
     with _calling(strategy, [0], x):
         return original(model, **call)
-
-
-def _strategy_of(model):
-    """Returns the model's strategy if it is one of ours with several workers, else None."""
-    strategy = model.distribute_strategy
-    if isinstance(strategy, AbstractReplicaStrategy) and strategy.world_size > 1:
-        return strategy
-    return None
 
 
 @contextlib.contextmanager
@@ -159,14 +128,6 @@ def _bind(original, model, args, kwargs):
         if key in call:
             call[key] = uneven.for_trainer(call[key])
     return call
-
-
-def _refuse_jit(model):
-    if model.compiled and model.jit_compile:
-        raise errors.ConfigurationError(
-            "Collectives of several workers do not run inside XLA. Received: jit_compile=True. "
-            "Compile the model with jit_compile=False or jit_compile='auto'."
-        )
 
 
 def _be_quiet(strategy, call):
@@ -203,12 +164,20 @@ def _description(model, call, strategy, seed):
     values = {key: call[key] for key in ("batch_size", "epochs", "steps_per_epoch", "validation_split")}
     values = {key: repr(value) for key, value in values.items()}
     values.update({"shuffle": repr(call["shuffle"]), "fit call": strategy.num_fit_calls, "data seed": seed[0]})
-    values.update({"rows": _rows(call["x"]), "type of x": type(call["x"]).__name__})
+    values.update(_data_description(call["x"]))
     values["validation"] = repr(call["validation_data"] is not None)
     values["number of variables"] = len(model.variables)
     for position, variable in enumerate(model.variables):
         values[f"variable {position}"] = f"{_tail(variable)} {tuple(variable.shape)} {variable.dtype}"
     return values
+
+
+def _data_description(x):
+    """What the promises about the workers' shares follow from (see `tfdist.data.shares`), fit for JSON."""
+    description = {"type of x": type(x).__name__, "rows": _rows(x)}
+    if isinstance(x, tf.data.Dataset):
+        description["batches of x"] = [str(spec.shape[:1]) for spec in tf.nest.flatten(x.element_spec)]
+    return description
 
 
 def _rows(x):

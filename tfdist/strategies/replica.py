@@ -12,7 +12,7 @@ import weakref
 
 import tensorflow as tf
 
-from tfdist.data import reusable
+from tfdist.data import reusable, shares
 from tfdist.strategies import devices, initial_value, state, tensorflow_seed
 from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
@@ -101,18 +101,38 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
             with tf.distribute.ReplicaContext(strategy, 0):
                 return fn(*args, **kwargs)
         original = getattr(self._local, "function", None) or fn
-        rows = batch_rows.count_rows(args, kwargs)
+        known = shares.current()
+        # Where all weigh the same a weight of 1 does.
+        rows = 1 if known is shares.Shares.EQUAL else batch_rows.count_rows(args, kwargs)
         kind, model, sums_loss = describe(original)
-        step = replica_step.ReplicaStep(strategy, kind, model, rows, sums_loss)
-        if step.is_keras and batch_rows.may_be_empty(rows):
+        step = replica_step.ReplicaStep(strategy, kind, model, rows, sums_loss, known)
+        if step.is_keras and step.may_be_empty:
             args, kwargs = batch_rows.pad_empty((args, kwargs))
         with WeightedReplicaContext(strategy, self._rank), step, tensorflow_seed.FoldedSeed(self._rank):
             if kind != replica_step.PREDICT:
                 self._expect_writes(step)
-            with _after_data(args, kwargs):
-                if tf.compat.v1.executing_eagerly_outside_functions():  # a session of TensorFlow 1 nests no functions
-                    self.rows_variable().assign(rows)
+            with self._after_data(args, kwargs, rows):
                 return finish(step, fn(*args, **kwargs))
+
+    @contextlib.contextmanager
+    def _after_data(self, args, kwargs, rows):
+        """Notes the number of rows. Operations made in this context run only once the data has come.
+
+        At the end of the data TensorFlow has begun the next step already: a counter that does not depend on the data would
+        be raised or not, by chance, and another way on every worker. All of them wait for *one* operation which waits
+        for the data: what waits for an input pipeline itself is handed to the thread pool piece by piece.
+        """
+        if not tf.compat.v1.executing_eagerly_outside_functions():  # a session of TensorFlow 1 nests no functions
+            with tf.control_dependencies(_a_tensor(args, kwargs)):
+                yield
+        elif tf.executing_eagerly():
+            self.rows_variable().assign(rows)
+            yield
+        else:
+            with tf.control_dependencies(_a_tensor(args, kwargs)):
+                noted = self.rows_variable().assign(rows, read_value=False)
+            with tf.control_dependencies([noted]):
+                yield
 
     def rows_variable(self):
         """The row count of this thread's latest call, for functions nested in the replica function."""
@@ -178,7 +198,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
             return value
         flat = tf.nest.flatten(value)
         op = _name_of(reduce_op)
-        if step and step.is_keras and op == "sum" and batch_rows.may_be_empty(step.rows):
+        if step and step.is_keras and op == "sum" and step.may_be_empty:
             flat = [state.mask(step.has_rows(), tensor) for tensor in flat]
         return tf.nest.pack_sequence_as(value, self._container_strategy().all_reduce(flat, op, name="all_reduce"))
 
@@ -225,9 +245,12 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         distributed = sharding.distribute(self._container_strategy(), dataset)
         if keras_trainer.take_one_shot():
             return one_shot.OneShot(distributed)
-        if isinstance(distributed, uneven.InStep) and keras_trainer.current_call():
+        if keras_trainer.current_call() is None:
+            return distributed
+        if isinstance(distributed, uneven.InStep):
             return distributed.as_trainer_wants()
-        return distributed
+        is_known = shares.promised(distributed) is not shares.Shares.UNKNOWN
+        return shares.Promising(distributed) if is_known else distributed
 
     def _distribute_datasets_from_function(self, dataset_fn, options):
         from tfdist.data import sharding
@@ -304,16 +327,9 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         return True
 
 
-def _after_data(args, kwargs):
-    """Operations made in this context run only once the data has come.
-
-    At the end of the data TensorFlow has begun the next step already: a counter that does not depend on the data would
-    be raised or not, by chance, and another way on every worker.
-    """
-    if tf.executing_eagerly():
-        return contextlib.nullcontext()
+def _a_tensor(args, kwargs):
     leaves = tf.nest.flatten((args, kwargs), expand_composites=True)
-    return tf.control_dependencies([leaf for leaf in leaves if isinstance(leaf, tf.Tensor)][:1])
+    return [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)][:1]
 
 
 class _Called:

@@ -35,9 +35,9 @@ class WeightedReplicaContext(tf.distribute.ReplicaContext):
 
 
 def _weight():
-    """Returns this worker's rows if gradients will be averaged over rows, None if they will be summed."""
+    """Returns this worker's rows if gradients will be averaged over rows; None if they will be summed, or all weigh alike."""
     step = replica_step.current()
-    if step is None or step.gradient_rule()[0] == "sum":
+    if step is None or step.gradient_rule()[0] == "sum" or step.has_equal_shares():
         return None
     return step.weight()
 

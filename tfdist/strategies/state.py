@@ -73,7 +73,7 @@ def reconcile(step, all_reduce, rank, logs=()):
     if not entries and not logs:
         return list(logs)
     step.is_recording = False
-    message = _Message(step.has_rows(), step.weight())
+    message = _Message(step)
     for variable, old in entries:
         message.add_state(variable, old, rank)
     for position, log in enumerate(logs):
@@ -87,9 +87,10 @@ def reconcile(step, all_reduce, rank, logs=()):
 class _Message:
     """The tensors of one fused sum, put in and taken out in the same order."""
 
-    def __init__(self, has_rows, weight):
-        self._has_rows = has_rows
-        self._weight = weight
+    def __init__(self, step):
+        self._has_rows = step.has_rows()
+        self._weight = None if step.has_equal_shares() else step.weight()
+        self._world_size = step.strategy.world_size
         self._tensors = []
         self._names = []
         self._weights = {}
@@ -108,8 +109,10 @@ class _Message:
 
     def add_mean(self, value, name):
         value = _wide(value)
-        self._weights.setdefault(value.dtype, None)
-        self._append(self._or_zero(value * tf.cast(self._weight, value.dtype)), name)
+        if self._weight is not None:
+            self._weights.setdefault(value.dtype, None)
+            value = value * tf.cast(self._weight, value.dtype)
+        self._append(self._or_zero(value), name)
 
     def exchange(self, all_reduce):
         weights = [tf.cast(self._weight, dtype) for dtype in self._weights]
@@ -131,7 +134,7 @@ class _Message:
 
     def take_mean(self, dtype):
         total = next(self._results)
-        return tf.cast(total / self._weights[total.dtype], dtype)
+        return tf.cast(total / self._weights.get(total.dtype, self._world_size), dtype)
 
     def _append(self, tensor, name):
         self._tensors.append(tensor)

@@ -10,6 +10,9 @@ import threading
 
 import tensorflow as tf
 
+from tfdist.data.shares import Shares
+from tfdist.strategies import rows as batch_rows
+
 _ACTIVE = threading.local()
 
 TRAIN, TEST, PREDICT, FUNCTION = "train", "test", "predict", "function"
@@ -37,12 +40,14 @@ class ReplicaStep:
       sums_loss: True when the model's compiled losses are summed over the batch instead of averaged.
     """
 
-    def __init__(self, strategy, kind, model, rows, sums_loss):
+    def __init__(self, strategy, kind, model, rows, sums_loss, shares=Shares.UNKNOWN):
         self.strategy = strategy
         self.kind = kind
         self.model = model
         self.rows = rows
         self.sums_loss = sums_loss
+        self.may_be_empty = shares is Shares.UNKNOWN and batch_rows.may_be_empty(rows)
+        self._is_equal = shares is Shares.EQUAL
         self.graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         self.written = {}
         self.loss_is_scaled = False
@@ -102,8 +107,11 @@ class ReplicaStep:
 
     def has_rows(self):
         """Returns a scalar bool (Python or tensor): does this worker hold any row of the batch?"""
-        weight = self.weight()
-        return weight > 0
+        return self.weight() > 0 if self.may_be_empty or self._is_nested() else True
+
+    def has_equal_shares(self):
+        """Returns whether all workers are known to hold equally many rows; never inside of a nested function."""
+        return self._is_equal and not self._is_nested()
 
     def note_write(self, variable):
         """Remembers the value that `variable` has before this step writes it for the first time."""
