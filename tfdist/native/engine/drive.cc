@@ -262,11 +262,11 @@ void Engine::admit(Operation* operation) {
 }
 
 // Brings an operation as far as it goes without the network, and finishes it if that is all: then it is no longer to
-// be touched, since its waiter may reuse it. True while it goes on.
+// be touched, since its waiter may reuse it. True while it goes on; nothing ends well while ranks disagree.
 bool Engine::settle(Operation* operation) {
   while (settle_once(operation)) {
   }
-  if (operation->remaining > 0 || failed_) return !failed_;
+  if (operation->remaining > 0 || failed_ || disputed_peer_ >= 0) return !failed_;
   for (size_t i = 0; i < active_.size(); ++i) {
     if (active_[i] != operation) continue;
     active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
