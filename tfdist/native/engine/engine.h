@@ -38,6 +38,7 @@ class Engine {
   void close(const char* failure);
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   Failure failure();
+  int64_t copied_bytes() const { return copied_bytes_; }
 
  private:
   // engine.cc: called by users' threads.
@@ -132,6 +133,7 @@ class Engine {
   Failure failure_;
   std::string closing_reason_;
 
+  std::atomic<int64_t> copied_bytes_{0};
   std::atomic<int> failed_code_{TFDIST_OK};
   std::atomic<bool> closing_{false};
   std::atomic<bool> driven_{false};     // somebody drives
