@@ -118,7 +118,7 @@ def test_a_rank_that_fails_tells_why():
 
 def start_and_wait(group, **fields):
     operation = library.Operation(plan=group.plan("all_reduce"), dtype=1, scale=1.0, elements=4, **fields)
-    group._complete(operation, group.timeout)
+    group.run_native(operation, None, group.timeout)
 
 
 def test_ranks_stuck_in_different_programs_are_told_apart():
