@@ -14,7 +14,7 @@ import numpy as np
 from tfdist.collectives import Topology
 from tfdist.comm import library
 from tfdist.comm.failures import raise_failure
-from tfdist.comm.plans import Choice, Plans
+from tfdist.comm.plans import Plans
 from tfdist.comm.prepared import PreparedAllReduce, in_place, reducible, text, wire_number
 from tfdist.errors import ConfigurationError, MismatchError
 
@@ -50,7 +50,15 @@ class Group:
     """
 
     def __init__(
-        self, rank, world_size, sockets=(), *, timeout=DEFAULT_TIMEOUT_SECONDS, segments=None, generation=0, topology=None
+        self,
+        rank,
+        world_size,
+        sockets=(),
+        *,
+        timeout=DEFAULT_TIMEOUT_SECONDS,
+        segments=None,
+        generation=0,
+        topology=None,
     ):
         if not 0 <= rank < world_size:
             raise ConfigurationError(
@@ -244,7 +252,9 @@ class Group:
         dtype = reducible(result.dtype, op)
         ends = np.array([result.shape[0] * r // self.world_size for r in range(self.world_size + 1)], np.int64)
         row = int(np.prod(result.shape[1:], dtype=np.int64))
-        self._run("reduce_scatter", result.reshape(-1), dtype, op, f"{name} ({op}) of {text(result)}", offsets=ends * row)
+        self._run(
+            "reduce_scatter", result.reshape(-1), dtype, op, f"{name} ({op}) of {text(result)}", offsets=ends * row
+        )
         return result[ends[self.rank] : ends[self.rank + 1]].copy()
 
     def all_to_all(self, array, *, name="all_to_all"):

@@ -14,6 +14,10 @@ from tfdist.comm import library
 from tfdist.errors import ConfigurationError
 
 _UNKNOWN_BYTES = 1 << 20
+_EXPECTED_CHOICE = (
+    "choice is expected to hold rates, crossovers ([bytes, algorithm], ascending from 0 bytes on) and bucket_bytes > 0. "
+    "Received: choice={}{}. Save it again by measuring anew."
+)
 _choices = {}
 _choices_lock = threading.Lock()  # guards _choices; ranks that are threads wait for one of them to compute it
 
@@ -51,8 +55,24 @@ class Choice:
 
     @classmethod
     def from_dict(cls, values):
-        """Returns the choice that `to_dict` made `values` of, also through JSON."""
-        return cls(Rates.from_dict(values["rates"]), tuple(map(tuple, values["crossovers"])), values["bucket_bytes"])
+        """Returns the choice that `to_dict` made `values` of, also through JSON.
+
+        Raises:
+          ConfigurationError: `values` is something else.
+        """
+        try:
+            rates, table = (
+                Rates.from_dict(values["rates"]),
+                tuple((int(size), check(name)) for size, name in values["crossovers"]),
+            )
+            choice = cls(rates, table, int(values["bucket_bytes"]))
+            sizes = [size for size, _ in table]
+            valid = sizes[:1] == [0] and sizes == sorted(set(sizes)) and choice.bucket_bytes > 0
+        except (TypeError, KeyError, ValueError) as error:
+            raise ConfigurationError(_EXPECTED_CHOICE.format(values, f" ({error})")) from error
+        if not valid:
+            raise ConfigurationError(_EXPECTED_CHOICE.format(values, ""))
+        return choice
 
 
 class Plans:

@@ -1,6 +1,7 @@
 """An all-reduce that is set up once and run many times, and what its arguments may be."""
 
 import ctypes
+import functools
 
 import numpy as np
 
@@ -48,12 +49,12 @@ def reducible(dtype, op):
         raise ConfigurationError(
             f"op is expected to be one of {', '.join(library.REDUCTIONS)}. Received: op={op!r}. Pick one of them."
         )
-    if dtype.name not in library.DTYPES:
+    if _name(dtype) not in library.DTYPES:
         names = ", ".join(name for name in library.DTYPES if name != "byte")
         raise ConfigurationError(
             f"array is expected to be of a dtype that can be reduced ({names}). Received: dtype={dtype.name}. Cast it first."
         )
-    return dtype.name
+    return _name(dtype)
 
 
 def wire_number(wire_dtype, dtype):
@@ -88,4 +89,9 @@ def in_place(array):
 
 def text(array):
     """Returns e.g. "float32[2, 3]"."""
-    return f"{array.dtype.name}{list(array.shape)}"
+    return f"{_name(array.dtype)}{list(array.shape)}"
+
+
+@functools.cache
+def _name(dtype):  # NumPy takes microseconds to make it
+    return dtype.name
