@@ -95,17 +95,16 @@ def _decide(crew, topology, plan):
 def _measure(crew, topology):
     deadline = time.perf_counter() + _BUDGET_SECONDS
     reduce_seconds_per_byte = library.core().tfdist_measure_reduce_seconds_per_byte()
-    first = Probe(_SMALL, _SIZES[0], crew.probe(_SMALL, _SIZES[0], _FIRST_TIMES))
-    done = [first]
+    first = crew.probe(_SMALL, _SIZES[0], _FIRST_TIMES)
+    done = {first[:2]: first}
     for num_bytes, name in itertools.product(_SIZES, [_SMALL, *_larger(topology)]):
         left = deadline - time.perf_counter() - first.seconds  # of the announcement
-        expected = _estimate(name, num_bytes, topology, done)
+        expected = _estimate(name, num_bytes, topology, list(done.values()))
         times = max(1, min(_MAX_TIMES, int(_SHARE * left / expected)))
-        is_known = (name, num_bytes) == first[:2] and times <= _FIRST_TIMES
-        if expected < left and not is_known:
-            done.append(Probe(name, num_bytes, crew.probe(name, num_bytes, times)))
-    repeated = [probe for probe in done[1:] if probe[:2] == first[:2]]
-    return fit(topology, done[1:] if repeated else done, reduce_seconds_per_byte)
+        is_better = (name, num_bytes) not in done or times > _FIRST_TIMES
+        if expected < left and is_better:
+            done[name, num_bytes] = crew.probe(name, num_bytes, times)
+    return fit(topology, list(done.values()), reduce_seconds_per_byte)
 
 
 def _larger(topology):
@@ -143,10 +142,10 @@ class _Crew:
         return message
 
     def probe(self, name, num_bytes, times):
-        """Rank 0: has all do an all-reduce; returns the median seconds, without the first time if there are more."""
+        """Rank 0: has all do an all-reduce so many times; returns a `Probe`, without the first time if there are more."""
         self.tell({"probe": [name, num_bytes, times]})
         seconds = self._run(name, num_bytes, times)
-        return statistics.median(seconds[1:] or seconds)
+        return Probe(name, num_bytes, statistics.median(seconds[1:] or seconds))
 
     def follow(self):
         """The others: do what rank 0 tells them until the outcome comes, and return that."""
