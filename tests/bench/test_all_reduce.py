@@ -36,7 +36,7 @@ def test_a_mistake_is_one_line(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a benchmark is expected: all-reduce or limits"),
+        ([], "a benchmark is expected: all-reduce or fit or limits"),
         (["all-reduces"], "Did you mean 'all-reduce'?"),
         (["limits", "--world-size", "100"], "from 1 to 64. Received: 100"),
     ],
@@ -58,7 +58,7 @@ def test_plot_without_matplotlib_is_one_line(monkeypatch):
 
 
 def test_a_missing_peer_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(peers, "_look", lambda python: {"prefix": "/", "versions": {"mpi4py": "4", "mpich": "5"}})
+    monkeypatch.setattr(peers, "look", lambda python: {"prefix": "/", "versions": {"mpi4py": "4", "mpich": "5"}})
     crews, missing = peers.installed(peers.Setting(world_size=2, peer_python="python"))
     assert len(crews) == 1
     assert missing == [

@@ -9,7 +9,8 @@ from tfdist import cluster as clusters
 from tfdist.cluster import variables
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.store import StoreServer
-from tfdist.comm import mesh, shared_memory
+from tfdist.collectives import ALL_REDUCE
+from tfdist.comm import mesh, shared_memory, tuning
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
 
 _RENDEZVOUS_SECONDS = 120.0
@@ -50,20 +51,31 @@ def reset_default_group():
 def _form(cluster, timeout):
     if timeout is None:
         timeout = cluster.timeout or DEFAULT_TIMEOUT_SECONDS
+    algorithm = variables.algorithm(os.environ, ALL_REDUCE)
     if cluster.world_size == 1:
         return Group(0, 1, timeout=timeout)
     if cluster.source == "tfdist run":
         from tfdist.launch import report
 
         report.install()
-    server = None
     if cluster.serves_store:
         host, port = parse_address(cluster.store_address)
-        server = StoreServer(host, port, secret=cluster.secret)
-        atexit.register(server.close)
-    formed = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS), transport=variables.transport(os.environ))
+        atexit.register(StoreServer(host, port, secret=cluster.secret).close)
+    group = _connect(cluster, timeout)
     try:
-        return Group(cluster.rank, cluster.world_size, formed.sockets, timeout=timeout, segments=formed.segments)
+        group.algorithm = algorithm
+        tuning.tune(group, variables.plan(os.environ))
+    except BaseException:
+        group.close()
+        raise
+    return group
+
+
+def _connect(cluster, timeout):
+    formed = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS), transport=variables.transport(os.environ))
+    settings = dict(timeout=timeout, segments=formed.segments, topology=formed.topology)
+    try:
+        return Group(cluster.rank, cluster.world_size, formed.sockets, **settings)
     finally:
         shared_memory.close_all(formed.segments)
 

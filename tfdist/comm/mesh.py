@@ -12,6 +12,7 @@ import time
 
 from tfdist.cluster.handshake import authenticate
 from tfdist.cluster.store import StoreClient
+from tfdist.collectives import Topology
 from tfdist.comm import shared_memory
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError
 
@@ -25,17 +26,13 @@ class Mesh:
     Args:
       sockets: by rank, a list of connected, authenticated sockets; None at this rank.
       hosts: tuple of tuples of ranks, those of each host.
-      segments: by rank, a descriptor of shared memory, -1 where none is shared.
+      segments: by rank, a descriptor of shared memory, -1 where none is shared with this rank.
+      topology: the `Topology`, equal on all ranks: shared where the ranks of every host with several share memory.
     """
 
     sockets: list
-    hosts: tuple
     segments: list
-
-    @property
-    def shares_memory(self):
-        """Whether the ranks of every host with several share memory."""
-        return all(self.segments[rank] >= 0 for host in self.hosts if len(host) > 1 for rank in host)
+    topology: Topology
 
 
 def connect(cluster, *, timeout, generation=0, transport="auto"):
@@ -82,13 +79,13 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
                 ]
         on_failure.pop_all()
     segments.keep_common(opened)
-    mesh = Mesh([None if sock is None else [sock] for sock in sockets], segments.hosts(), segments.descriptors)
-    if transport == "shm" and not mesh.shares_memory:
+    topology = Topology(segments.hosts(), shared=segments.shared_everywhere(opened))
+    if transport == "shm" and not topology.shared:
         raise ConfigurationError(
             "the ranks of each host are expected to share memory. Received: TFDIST_TRANSPORT=shm, and ranks that could "
             f"open each other's: {opened}. Run them as one user in one container, or set TFDIST_TRANSPORT=auto."
         )
-    return mesh
+    return Mesh([None if sock is None else [sock] for sock in sockets], segments.descriptors, topology)
 
 
 def _key(generation, rank):

@@ -64,6 +64,10 @@ class Segments:
             hosts.setdefault(identity or rank, []).append(rank)
         return tuple(map(tuple, hosts.values()))
 
+    def shared_everywhere(self, opened):
+        """Returns whether the ranks of every host with several share memory; `opened` as for `keep_common`."""
+        return all(_share(host, opened) for host in self.hosts() if len(host) > 1)
+
     def close(self):
         """Closes what is open; mappings stay."""
         close_all(self.descriptors)
@@ -75,11 +79,15 @@ class Segments:
           opened: what `opened()` gave on every rank.
         """
         (host,) = (host for host in self.hosts() if self._rank in host)
-        is_common = len(host) > 1 and all(set(host) <= set(opened[rank]) for rank in host)
+        is_common = len(host) > 1 and _share(host, opened)
         for rank, descriptor in enumerate(self.descriptors):
             if not (is_common and rank in host):
                 close_all([descriptor])
                 self.descriptors[rank] = -1
+
+
+def _share(host, opened):
+    return all(set(host) <= set(opened[rank]) for rank in host)
 
 
 def host_identity():

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "common/measure.h"
 #include "common/reduce.h"
 #include "engine/engine.h"
 
@@ -116,5 +117,11 @@ int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64
   }
   return failure.code;
 }
+
+double tfdist_measure_copy_seconds_per_byte(void) { return tfdist::measure_copy_seconds_per_byte(); }
+
+double tfdist_measure_reduce_seconds_per_byte(void) { return tfdist::measure_reduce_seconds_per_byte(); }
+
+const char* tfdist_instruction_set(void) { return tfdist::instruction_set(); }
 
 }  // extern "C"

@@ -172,6 +172,8 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   if (element_size(request.dtype) == 0 || request.elements < 0) return false;
   if (reduces && !can_reduce(request.dtype, request.reduce)) return false;
   if (request.scale != 1 && !is_floating(request.dtype)) return false;
+  const bool divides = request.reduce == TFDIST_MEAN && request.divisor > 0;  // an integer's divisor becomes one
+  if (divides && reduces && !is_floating(request.dtype) && !(request.divisor >= 1 && request.divisor <= INT32_MAX)) return false;
   const bool narrows = request.wire_dtype != TFDIST_BYTE;
   if (narrows && !can_travel_as(request.dtype, request.wire_dtype)) return false;
   operation->step = request.step;
@@ -179,7 +181,7 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   operation->wire_dtype = request.wire_dtype;
   operation->shrink = narrows ? 2 : 1;
   operation->reduce = request.reduce;
-  operation->divisor = request.reduce != TFDIST_MEAN ? 1 : request.divisor > 0 ? request.divisor : world_size_;
+  operation->divisor = request.reduce != TFDIST_MEAN ? 1 : divides ? request.divisor : world_size_;
   operation->elements = request.elements;
   if (!cut(request, operation)) return false;
   int64_t packed = request.input_offset;
