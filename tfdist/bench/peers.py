@@ -132,9 +132,8 @@ def open_mpi_crew(setting, prefix):
         f"{prefix}/bin/prterun", "--personality", "ompi", *options, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE",
         "-n", str(setting.world_size), setting.peer_python, str(PROGRAMS / "rank_mpi.py"),
     )  # fmt: skip
-    places = dict.fromkeys(("OPAL_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX"), prefix)
-    variables = _mpi_variables("openmpi", prefix, **places, **_AS_ROOT)
-    with open_crew("open mpi", setting, [Launch(command, setting.environment(**variables))]) as crew:
+    environment = setting.environment(**open_mpi_variables(prefix))
+    with open_crew("open mpi", setting, [Launch(command, environment)]) as crew:
         yield crew
 
 
@@ -181,6 +180,12 @@ def installed(setting):
         else:
             crews.append(crew)
     return crews, missing
+
+
+def open_mpi_variables(prefix):
+    """Returns the variables for the Open MPI of an interpreter's environment, whatever else calls itself libmpi there."""
+    places = dict.fromkeys(("OPAL_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX"), prefix)
+    return _mpi_variables("openmpi", prefix, **places, **_AS_ROOT)
 
 
 def _mpi_variables(abi, prefix, **variables):
