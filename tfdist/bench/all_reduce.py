@@ -104,7 +104,7 @@ def _show(rows, as_json, first):
             _write(table.all_reduce_json(row))
         return
     # Sizes appear as they are done, so the width of a column cannot be known.
-    lines = table.align(table.all_reduce_header(), table.all_reduce_rows(rows), _COLUMN)
+    lines = table.align(table.all_reduce_header(any(map(table.is_limit, rows))), table.all_reduce_rows(rows), _COLUMN)
     _write("\n".join([*([] if first else [""]), *lines[0 if first else 1 :]]))
 
 
