@@ -96,31 +96,32 @@ def main(arguments):
         )
     _write(f"all-reduce of float32 between hosts of {chosen.rate} and {chosen.delay} one way: {machine.describe()}")
     python = options.find_interpreter(chosen.peer_python)
-    failures = [failure for count in chosen.hosts for failure in _measure(chosen, count, python)]
-    return 1 if failures else 0
+    complete = [_measure(chosen, count, python) for count in chosen.hosts]
+    return 0 if all(complete) else 1
 
 
 def _measure(chosen, world_size, python):
-    """Prints the rows of one number of hosts; returns what failed, a list of str."""
-    failures = []
+    """Prints the rows of one number of hosts; returns whether nobody failed."""
+    warnings = []
     setting = peers.Setting(world_size=world_size, peer_python=python)
     with contextlib.ExitStack() as stack:
         prefix = stack.enter_context(emulated.hosts(world_size, chosen.rate, chosen.delay))
         place = Place(setting, prefix)
         crews = []
-        for crew in _crews(chosen, setting):
+        wanted = _crews(chosen, setting)
+        for crew in wanted:
             try:
                 crews.append(stack.enter_context(crew(place)))
             except CrewFailedError as error:
-                failures.append(str(error))
+                warnings.append(str(error))
         for num_bytes in chosen.bytes:
-            rows = measure(crews, num_bytes, rounds=chosen.rounds, seconds=chosen.seconds, warn=failures.append)
+            rows = measure(crews, num_bytes, rounds=chosen.rounds, seconds=chosen.seconds, warn=warnings.append)
             header = ("peer", "hosts", "bytes", "time", "share of line")
             for line in table.align(header, [_cells(row, _bits_per_second(chosen.rate)) for row in rows], 8):
                 _write(line)
-    for failure in failures:
-        sys.stderr.write(f"{' '.join(failure.split())}\n")
-    return failures
+    for warning in warnings:
+        sys.stderr.write(f"{' '.join(warning.split())}\n")
+    return len(crews) == len(wanted)
 
 
 def _crews(chosen, setting):

@@ -18,6 +18,11 @@ from tfdist.launch.resources import available_cores, core_quota, divide_cores, t
 
 PROGRAMS = Path(__file__).with_name("programs")
 _ASK_SECONDS = 120
+# Variables that would lead ranks into another job, or to other hosts; further ones of tfdist are tried out this way.
+_OF_ANOTHER_JOB = (
+    "TFDIST_RANK", "TFDIST_WORLD_SIZE", "TFDIST_LOCAL_", "TFDIST_STORE", "TFDIST_SECRET", "TFDIST_ADDRESS", "TFDIST_PORT",
+    "TFDIST_TIMEOUT", "TF_CONFIG", "SLURM_", "OMPI_COMM_", "PMI_", "PMIX_",
+)  # fmt: skip
 # What a peer's interpreter is asked for, without importing what takes seconds.
 _LOOK = """
 import importlib.metadata, json, sys
@@ -65,8 +70,8 @@ class Setting:
         return divide_cores(available_cores(), self.world_size)
 
     def environment(self, rank=None, **variables):
-        """Returns the variables of one rank (or of all, for `mpiexec`): those of this process without tfdist's."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TFDIST_", "TF_CONFIG"))}
+        """Returns the variables of one rank (or of all, for `mpiexec`): those of this process without its own place in a job."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_ANOTHER_JOB)}
         threads = thread_variables(len(available_cores()), self.world_size, core_quota())
         place = {} if rank is None else {"TFDIST_RANK": str(rank), "TFDIST_WORLD_SIZE": str(self.world_size)}
         return {**threads, **kept, **place, **variables}
