@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def test_plot_without_matplotlib_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(all_reduce.ConfigurationError, match=r"pip install 'tfdist\[bench\]'"):
         all_reduce.main(["--plot", "times.png"])
+
+
+@pytest.mark.parametrize("path", ["no/such/folder/times.png", "times.xyz", "times"])
+def test_a_plot_that_cannot_be_written_is_refused_at_once(path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(all_reduce.ConfigurationError, match="--plot is expected to name a file in an existing folder"):
+        table.check_plot(path)
+
+
+def test_a_plot_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    table.plot(tmp_path / "times.png", [Row("tfdist", 2, 4096, 2e-6, 40.0)], "title")
+    assert (tmp_path / "times.png").stat().st_size > 1000
 
 
 def test_a_missing_peer_says_what_to_install(monkeypatch):
@@ -153,3 +167,11 @@ def test_sizes():
 def test_the_machine_is_one_line():
     text = machine.describe()
     assert "cores" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("module", ["all_reduce", "limits", "fit"])
+def test_the_coordinator_imports_no_tensorflow(module):
+    code = (
+        f"import sys, tfdist.bench.{module}; sys.exit(any(n in sys.modules for n in ('tensorflow', 'keras', 'torch')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

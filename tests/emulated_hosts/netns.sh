@@ -24,7 +24,7 @@ down() {
     local pid; pid=$(cat "$state/pid")
     if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = netsw ]; then
       kill "$pid" 2>/dev/null || true
-      for _ in $(seq 40); do [ -d "/proc/$pid" ] || break; sleep 0.05; done
+      for _ in $(seq 40); do readlink "/proc/$pid/exe" >/dev/null 2>&1 || break; sleep 0.05; done
     fi
     rm -f "$state/pid"
   fi

@@ -31,7 +31,7 @@ def main(arguments):
             f"--world-size is expected to be from 2 to {_MAX_RANKS}. Received: {chosen.world_size}. Choose another."
         )
     if chosen.plot:
-        table.plotter()
+        table.check_plot(chosen.plot)
     setting = peers.Setting(
         world_size=chosen.world_size,
         transport=chosen.transport,

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 from tfdist.bench.ratio import median_ratio
 from tfdist.errors import ConfigurationError
@@ -92,6 +93,22 @@ def plotter():
         ) from None
     matplotlib.use("Agg")
     return importlib.import_module("matplotlib.pyplot")
+
+
+def check_plot(path):
+    """Refuses what `plot` could not write, before minutes of measuring.
+
+    Raises:
+      ConfigurationError: no matplotlib, no such folder, or a format that it does not know.
+    """
+    formats = sorted(plotter().figure().canvas.get_supported_filetypes())
+    plotter().close("all")
+    path = Path(path)
+    if not path.parent.is_dir() or path.suffix[1:] not in formats:
+        raise ConfigurationError(
+            f"--plot is expected to name a file in an existing folder, of a format such as {', '.join(formats)}. "
+            f"Received: {str(path)!r}. Name another."
+        )
 
 
 def plot(path, rows, title):
