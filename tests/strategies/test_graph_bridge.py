@@ -67,7 +67,7 @@ def test_only_what_something_else_needs_is_copied():
         arguments = [tf.fill([size], group.rank + 0.0) for size in (50_021, 3, 20_000)]
         for reduced, expected in zip(program(*arguments), (3.0, 3.0, 1.0)):
             np.testing.assert_array_equal(reduced, np.full(reduced.shape, expected))
-        return library.core().tfdist_group_copied_bytes(group._native)
+        return library.core().tfdist_group_copied_bytes(group.native)
 
     assert local.run(2, body) == [4 * (3 + 20_000)] * 2
 

@@ -335,11 +335,6 @@ class Group:
             self._first_thread = thread.ident
         return channel_number("program" if thread.ident == self._first_thread else f"program of thread {thread.name}")
 
-    bucket_bytes = 4 << 20
-
-    def all_reduce_plan(self, num_bytes, algorithm=None):
-        return self.plan("all_reduce")
-
     def plan(self, collective, options=()):
         """Returns the native number of this rank's plan, loading it at the first use; an all-reduce is then a ring."""
         return self._plans.other(collective, options)

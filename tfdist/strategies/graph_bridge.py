@@ -11,7 +11,8 @@ import weakref
 
 import tensorflow as tf
 
-from tfdist.comm import library
+from tfdist.collectives import choose
+from tfdist.comm import library, prepared
 from tfdist.comm.buckets import plan_buckets
 from tfdist.comm.failures import translated
 from tfdist.comm.group import channel_number
@@ -35,6 +36,7 @@ def all_reduce(
     name="all_reduce",
     names=None,
     keep_rows=False,
+    wire_dtype=None,
     settings=None,
 ):
     """Reduces a list of tensors over all ranks, in buckets.
@@ -50,7 +52,8 @@ def all_reduce(
       names: None, or one str per tensor, shown in errors.
       keep_rows: True hands on the rows of all ranks' IndexedSlices one by one. False lets rows of equal index be summed,
         densely, where that is less to send; the tensor they stand for is the same.
-      settings: `Settings` of how tensors travel; None for the defaults.
+      wire_dtype: None, or "bfloat16" or "float16", what float32 travels as; summed in float32.
+      settings: `Settings`; None for the defaults.
 
     Returns:
       A list like `tensors`. Sum, mean and the weighted mean have gradients.
@@ -69,7 +72,7 @@ def all_reduce(
     dense = [i for i, t in enumerate(tensors) if not isinstance(t, tf.IndexedSlices)]
     if dense:
         options = dict(op=op, group=group, scaling=scaling, step=step, name=name, names=[names[i] for i in dense])
-        options["settings"] = settings or Settings()
+        options.update(settings=settings or Settings(), wire_dtype=wire_dtype)
         for i, reduced in zip(dense, _differentiable_all_reduce([tensors[i] for i in dense], **options)):
             result[i] = reduced
     for i, t in enumerate(tensors):
@@ -150,14 +153,26 @@ class Settings:
     """How the tensors of an all-reduce travel; equal on all ranks.
 
     Args:
-      wire_dtype: None, or "bfloat16" or "float16", what float32 is sent as (summed in float32).
       algorithm: None, or the name of an all-reduce for every size; None chooses by size.
       bucket_bytes: None, or int > 0, the bytes of tensors that travel together; None leaves it to the group's cost model.
     """
 
-    wire_dtype: str | None = None
     algorithm: str | None = None
     bucket_bytes: int | None = None
+
+    def __post_init__(self):
+        if self.algorithm is not None:
+            choose.check(self.algorithm)
+        if self.bucket_bytes is not None and not self.bucket_bytes > 0:
+            raise ConfigurationError(
+                f"bucket_bytes is expected to be > 0. Received: bucket_bytes={self.bucket_bytes}. "
+                "Leave it out to have it measured."
+            )
+
+
+def check_wire_dtype(wire_dtype):
+    """Raises ConfigurationError unless float32 can travel as `wire_dtype`."""
+    prepared.wire_number(wire_dtype, "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +218,7 @@ def _differentiable_all_reduce(tensors, **options):
     return [tf.ensure_shape(r, t.shape) if t.shape.rank is not None else r for r, t in zip(reduced, tensors)]
 
 
-def _all_reduce_dense(tensors, op, group, scaling, step, name, names, settings):
+def _all_reduce_dense(tensors, op, group, scaling, step, name, names, wire_dtype, settings):
     # Weighted halves travel as float32: n_i * g_i would overflow float16 and be too coarse in bfloat16.
     widened = [tf.cast(t, tf.float32) if scaling.is_weighted and t.dtype in _HALVES else t for t in tensors]
     sizes = [None if t.shape.num_elements() is None else t.shape.num_elements() * t.dtype.size for t in widened]
@@ -214,9 +229,9 @@ def _all_reduce_dense(tensors, op, group, scaling, step, name, names, settings):
         members = [widened[i] for i in bucket.indices]
         known = [sizes[i] for i in bucket.indices]
         plan = group.all_reduce_plan(None if None in known else sum(known), settings.algorithm)
-        description = _describe(f"{name} ({op})", members, [names[i] for i in bucket.indices])
-        wire_dtype = settings.wire_dtype if bucket.dtype == "float32" and settings.wire_dtype else "byte"
-        options = dict(scaling=scaling, step=step, wire_dtype=wire_dtype)
+        by = f" by {settings.algorithm}" if settings.algorithm else ""
+        description = _describe(f"{name} ({op}){by}", members, [names[i] for i in bucket.indices])
+        options = dict(scaling=scaling, step=step, wire_dtype=wire_dtype if bucket.dtype == "float32" else None)
         ticket, held = _start(members, bucket.dtype, op, group, plan, description, **options)
         by_dtype.setdefault(bucket.dtype, []).append((ticket, held, bucket.indices))
     for dtype, started in by_dtype.items():
@@ -244,7 +259,7 @@ def _all_reduce_slices(slices, group, scaling, step, name, keep_rows):
 
     def sum_densely():
         dense = tf.math.unsorted_segment_sum(values, slices.indices, int(shape[0]))
-        whole = (_Scaling(1.0, 1.0), step, f"{name}, dense", ["values"], Settings())
+        whole = (_Scaling(1.0, 1.0), step, f"{name}, dense", ["values"], None, Settings())
         summed = _all_reduce_dense([dense], "sum", group, *whole)[0]
         return summed, tf.range(int(shape[0]), dtype=slices.indices.dtype)
 
@@ -296,7 +311,7 @@ def _start_gather(tensor, group, description, offsets, step=None):
 
 
 def _start(
-    tensors, dtype, op, group, plan, description, *, scaling=None, step=None, wire_dtype="byte", offsets=None
+    tensors, dtype, op, group, plan, description, *, scaling=None, step=None, wire_dtype=None, offsets=None
 ):  # fmt: skip
     """Starts a collective on a bucket; returns its ticket, and what the wait takes in the tensors' stead."""
     scaling = scaling or _Scaling(1.0, 1.0)
@@ -313,7 +328,7 @@ def _start(
         group=group.id,
         plan=plan,
         dtype=library.DTYPES[dtype],
-        wire_dtype=library.DTYPES[wire_dtype],
+        wire_dtype=prepared.wire_number(wire_dtype, dtype),
         reduce=library.REDUCTIONS[op],
         channel=_channel(description, group),
         input_chunk=group.rank,
