@@ -153,7 +153,7 @@ class Engine {
   std::vector<Peer*> shared_peers_, stream_peers_;
   std::vector<Operation*> active_;            // in the order they were started
   std::vector<Operation*> arriving_;          // take_submitted's copy of submitted_
-  std::unordered_map<uint64_t, std::vector<HeldPiece>> early_;  // pieces of operations not started here
+  std::vector<HeldPiece> early_;              // pieces of operations not started here, as they came
   size_t early_bytes_ = 0;
   struct Finished {
     uint64_t tag = 0;
