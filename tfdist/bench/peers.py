@@ -18,6 +18,11 @@ from tfdist.launch.resources import available_cores, core_quota, divide_cores, t
 
 PROGRAMS = Path(__file__).with_name("programs")
 _ASK_SECONDS = 120
+# Variables that would lead ranks into another job, or to other hosts; further ones of tfdist are tried out this way.
+_OF_ANOTHER_JOB = (
+    "TFDIST_RANK", "TFDIST_WORLD_SIZE", "TFDIST_LOCAL_", "TFDIST_STORE", "TFDIST_SECRET", "TFDIST_ADDRESS", "TFDIST_PORT",
+    "TFDIST_TIMEOUT", "TF_CONFIG", "SLURM_", "OMPI_COMM_", "PMI_", "PMIX_",
+)  # fmt: skip
 # What a peer's interpreter is asked for, without importing what takes seconds.
 _LOOK = """
 import importlib.metadata, json, sys
@@ -65,8 +70,8 @@ class Setting:
         return divide_cores(available_cores(), self.world_size)
 
     def environment(self, rank=None, **variables):
-        """Returns the variables of one rank (or of all, for `mpiexec`): those of this process without tfdist's."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TFDIST_", "TF_CONFIG"))}
+        """Returns the variables of one rank (or of all, for `mpiexec`): those of this process without its own place in a job."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_ANOTHER_JOB)}
         threads = thread_variables(len(available_cores()), self.world_size, core_quota())
         place = {} if rank is None else {"TFDIST_RANK": str(rank), "TFDIST_WORLD_SIZE": str(self.world_size)}
         return {**threads, **kept, **place, **variables}
@@ -132,9 +137,8 @@ def open_mpi_crew(setting, prefix):
         f"{prefix}/bin/prterun", "--personality", "ompi", *options, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE",
         "-n", str(setting.world_size), setting.peer_python, str(PROGRAMS / "rank_mpi.py"),
     )  # fmt: skip
-    places = dict.fromkeys(("OPAL_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX"), prefix)
-    variables = _mpi_variables("openmpi", prefix, **places, **_AS_ROOT)
-    with open_crew("open mpi", setting, [Launch(command, setting.environment(**variables))]) as crew:
+    environment = setting.environment(**open_mpi_variables(prefix))
+    with open_crew("open mpi", setting, [Launch(command, environment)]) as crew:
         yield crew
 
 
@@ -181,6 +185,12 @@ def installed(setting):
         else:
             crews.append(crew)
     return crews, missing
+
+
+def open_mpi_variables(prefix):
+    """Returns the variables for the Open MPI of an interpreter's environment, whatever else calls itself libmpi there."""
+    places = dict.fromkeys(("OPAL_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX"), prefix)
+    return _mpi_variables("openmpi", prefix, **places, **_AS_ROOT)
 
 
 def _mpi_variables(abi, prefix, **variables):

@@ -72,6 +72,8 @@ tfdist_group* tfdist_group_find(int64_t id) {
   return found->second;
 }
 
+int64_t tfdist_group_copied_bytes(tfdist_group* group) { return group->engine.copied_bytes(); }
+
 int64_t tfdist_element_bytes(int32_t dtype) { return static_cast<int64_t>(tfdist::element_size(dtype)); }
 
 void tfdist_group_close(tfdist_group* group, const char* failure) { group->engine.close(failure); }

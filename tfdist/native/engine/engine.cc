@@ -217,6 +217,7 @@ void Engine::lay_out(const tfdist_operation& request, const tfdist_span* inputs,
     const int64_t bytes = inputs[i].elements * size;
     const bool is_packed = outputs == nullptr || outputs[i].data == nullptr;
     char* target = is_packed ? packed : static_cast<char*>(outputs[i].data);
+    if (bytes > 0 && (request.scale != 1 || inputs[i].data != target)) copied_bytes_ += bytes;
     if (request.scale != 1) {
       pack_scaled(target, inputs[i].data, inputs[i].elements, request.dtype, request.scale);
     } else if (bytes > 0 && inputs[i].data != target) {
