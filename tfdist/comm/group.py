@@ -138,9 +138,9 @@ class Group:
           op: "sum", "mean" (integers truncate toward zero), "min", "max" or "product".
           name: shown in errors, must be equal on all ranks.
           wire_dtype: None, or "bfloat16" or "float16": float32 then travels as that, which halves the bytes sent. It is
-            added in float32; each send rounds to nearest (half a unit in the last place: 2^-9, or 2^-12 and a range of
-            65504), on the sender too, so all ranks still get the same bits. In a ring a sum is rounded at P - 1 hops and once
-            more before it is handed out.
+            added in float32; each send rounds to nearest (a relative error of at most 2^-8, or 2^-11 and no more than
+            65504), on the sender too, so all ranks still get the same bits. In a ring a partial sum is rounded at each of its
+            P - 1 hops, and the sum once before it is handed out: within P 2^-8 of the exact one for terms of one sign.
           algorithm: None, or a name of `tfdist.collectives.ALL_REDUCE`, equal on all ranks; it wins over `algorithm` of
             the group and over the choice by size.
 

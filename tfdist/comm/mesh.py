@@ -6,6 +6,7 @@ other; what each could is told to all, so that all know of all who shares with w
 
 import contextlib
 import dataclasses
+import functools
 import json
 import socket
 import time
@@ -61,22 +62,16 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
         on_failure.callback(segments.close)
         with _listen(cluster.bind_host, cluster.world_size) as listener:
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
-                entry = {"address": [cluster.bind_host, listener.getsockname()[1]], "memory": segments.address()}
-                store.set(_key(generation, cluster.rank), json.dumps(entry).encode())
+                exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout)
+                address = [cluster.bind_host, listener.getsockname()[1]]
+                entries = exchange("", {"address": address, "memory": segments.address()})
                 for peer in range(cluster.rank):
-                    entry = _entry_of(store, cluster, generation, peer, deadline, timeout)
-                    sockets[peer] = _dial(cluster, generation, peer, entry["address"], deadline)
+                    sockets[peer] = _dial(cluster, generation, peer, entries[peer]["address"], deadline)
                 _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
                 for peer in range(cluster.world_size):
-                    segments.open(peer, _entry_of(store, cluster, generation, peer, deadline, timeout)["memory"])
+                    segments.open(peer, entries[peer]["memory"])
                 # Nobody takes the store down, or the job for formed, before everyone has everyone.
-                store.set(f"{_key(generation, cluster.rank)}/formed", json.dumps(segments.opened()).encode())
-                opened = [
-                    json.loads(
-                        _await(store, f"{_key(generation, peer)}/formed", cluster, generation, deadline, timeout)
-                    )
-                    for peer in range(cluster.world_size)
-                ]
+                opened = exchange("/formed", segments.opened())
         on_failure.pop_all()
     segments.keep_common(opened)
     topology = Topology(segments.hosts(), shared=segments.shared_everywhere(opened))
@@ -111,8 +106,16 @@ def _await(store, key, cluster, generation, deadline, timeout):
         raise _nobody_came(store, cluster, generation, timeout) from error
 
 
-def _entry_of(store, cluster, generation, peer, deadline, timeout):
-    return json.loads(_await(store, _key(generation, peer), cluster, generation, deadline, timeout))
+def _exchange(store, cluster, generation, deadline, timeout, phase, value):
+    """Returns what all ranks give, by rank. Rank 0 collects it: the store answers 2 P requests, not P^2."""
+    own, everyone = f"{_key(generation, cluster.rank)}{phase}", f"mesh of all/{generation}{phase}"
+    store.set(own, json.dumps(value).encode())
+    if cluster.rank > 0:
+        return json.loads(_await(store, everyone, cluster, generation, deadline, timeout))
+    keys = [f"{_key(generation, peer)}{phase}" for peer in range(cluster.world_size)]
+    values = [json.loads(_await(store, key, cluster, generation, deadline, timeout)) for key in keys]
+    store.set(everyone, json.dumps(values).encode())
+    return values
 
 
 def _nobody_came(store, cluster, generation, timeout):

@@ -175,8 +175,9 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   if (element_size(request.dtype) == 0 || request.elements < 0) return false;
   if (reduces && !can_reduce(request.dtype, request.reduce)) return false;
   if (request.scale != 1 && !is_floating(request.dtype)) return false;
-  const bool divides = request.reduce == TFDIST_MEAN && request.divisor > 0;  // an integer's divisor becomes one
-  if (divides && reduces && !is_floating(request.dtype) && !(request.divisor >= 1 && request.divisor <= INT32_MAX)) return false;
+  const bool divides = request.reduce == TFDIST_MEAN && request.divisor > 0;
+  const bool fits_integer = request.divisor >= 1 && request.divisor <= INT32_MAX;
+  if (reduces && divides && !is_floating(request.dtype) && !fits_integer) return false;
   const bool narrows = request.wire_dtype != TFDIST_BYTE;
   if (narrows && !can_travel_as(request.dtype, request.wire_dtype)) return false;
   operation->step = request.step;
