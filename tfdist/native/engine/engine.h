@@ -76,6 +76,7 @@ class Engine {
   bool pump(Operation* operation);
   bool flush();
   bool flush(Stream* stream);
+  bool flush_once(Stream* stream);
   bool write(Operation* operation, int step);
   bool post(Operation* operation, int step);
   FrameHeader header_of(const Operation& operation, int step) const;
@@ -85,6 +86,7 @@ class Engine {
   bool hold_what_is_stuck();
   bool read(Peer* peer, Stream* stream);
   void choose_target(Peer* peer, Stream* stream);
+  void part_arrived(Stream* stream);
   void frame_arrived(Peer* peer, Stream* stream);
   void hold(Peer* peer, const FrameHeader& header, Buffer data);
   bool agrees(const Operation& operation, const FrameHeader& header, int peer);

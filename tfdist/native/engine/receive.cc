@@ -8,7 +8,7 @@
 namespace tfdist {
 namespace {
 
-constexpr int kFramesPerVisit = 8;  // then the other peers have a turn
+constexpr int kPartsPerVisit = 8;  // then what can leave does, and the other peers have a turn
 
 }  // namespace
 
@@ -69,7 +69,8 @@ bool Engine::hold_what_is_stuck() {
 
 bool Engine::read(Peer* peer, Stream* stream) {
   bool moved = false;
-  for (int frames = 0; frames < kFramesPerVisit && !peer->gone;) {
+  stream->begin_visit();
+  for (int parts = 0; (parts < kPartsPerVisit || stream->has_ahead()) && !peer->gone;) {
     switch (stream->receive()) {
       case Stream::Event::kNothing: return moved;
       case Stream::Event::kGone: lost(peer, "its connection was closed"); return true;
@@ -80,8 +81,13 @@ bool Engine::read(Peer* peer, Stream* stream) {
         }
         choose_target(peer, stream);
         break;
+      case Stream::Event::kPart:
+        ++parts;
+        moved = true;
+        part_arrived(stream);
+        break;
       case Stream::Event::kFrame:
-        ++frames;
+        ++parts;
         moved = true;
         frame_arrived(peer, stream);
         break;
@@ -119,32 +125,35 @@ void Engine::choose_target(Peer* peer, Stream* stream) {
   stream->set_target(stream->held.data());
 }
 
+// Uses what has come of a piece.
+void Engine::part_arrived(Stream* stream) {
+  Operation* operation = stream->target_operation;
+  const auto bytes = static_cast<int64_t>(stream->part_bytes());
+  if (failed_ || operation == nullptr || stream->target_step < 0 || bytes == 0) return;
+  if (stream->target_is_work) {
+    operation->advance(stream->target_step, bytes);
+  } else {
+    take(operation, stream->target_step, stream->staging(), bytes);
+  }
+}
+
 void Engine::frame_arrived(Peer* peer, Stream* stream) {
   const FrameHeader header = stream->header();
   if (header.type != FrameType::kData) {
     return control_arrived(peer, header, std::string(stream->staging(), header.length));
   }
+  part_arrived(stream);
   Operation* operation = stream->target_operation;
-  const int step = stream->target_step;
-  const char* data = stream->staging();
   stream->forget_target();
   if (failed_) return;
-  if (stream->held.data() != nullptr) {
-    if (operation != nullptr) {
-      operation->held.push_back({peer->rank, header, std::move(stream->held)});
-      settle(operation);
-    } else {
-      hold(peer, header, std::move(stream->held));
-    }
-    return;
-  }
-  if (operation == nullptr || step < 0) return;
-  if (stream->target_is_work) {
-    operation->advance(step, header.length);
+  if (stream->held.data() == nullptr) {
+    if (operation != nullptr) settle(operation);
+  } else if (operation != nullptr) {
+    operation->held.push_back({peer->rank, header, std::move(stream->held)});
+    settle(operation);
   } else {
-    take(operation, step, data, header.length);
+    hold(peer, header, std::move(stream->held));
   }
-  settle(operation);
 }
 
 // Puts a piece aside that nothing counts yet.

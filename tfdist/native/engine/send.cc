@@ -7,6 +7,11 @@
 #include "engine/engine.h"
 
 namespace tfdist {
+namespace {
+
+constexpr int64_t kPieceBytesAtLeast = 1 << 16;  // but for the last of a message: less is not worth a system call
+
+}  // namespace
 
 bool Engine::flush() {
   bool moved = false;
@@ -19,17 +24,19 @@ bool Engine::flush() {
 
 bool Engine::flush(Stream* stream) {
   bool moved = false;
-  while (stream->has_output() && !stream->broken && !stream->blocked) {
-    Stream::Sent sent;
-    const Stream::Event event = stream->flush(&sent);
-    stream->broken = event == Stream::Event::kGone;
-    if (event != Stream::Event::kFrame) break;
-    moved = true;
-    if (sent.operation == nullptr || failed_) continue;
-    sent.operation->advance(sent.step, sent.bytes);
-    settle(sent.operation);
-  }
+  while (stream->has_output() && !stream->broken && !stream->blocked) moved |= flush_once(stream);
   return moved;
+}
+
+// Writes some of what a stream has to send, and counts it.
+bool Engine::flush_once(Stream* stream) {
+  Stream::Sent sent;
+  const Stream::Event event = stream->flush(&sent);
+  stream->broken = event == Stream::Event::kGone;
+  if (sent.operation == nullptr || sent.bytes == 0 || failed_) return event == Stream::Event::kFrame;
+  sent.operation->advance(sent.step, sent.bytes);
+  settle(sent.operation);
+  return true;
 }
 
 bool Engine::pump() {
@@ -75,27 +82,22 @@ bool Engine::write(Operation* operation, int step) {
   const PlanStep& plan_step = operation->plan->steps[step];
   Stream& stream = peers_[static_cast<size_t>(plan_step.peer)]->stream_of(plan_step.message);
   if (stream.has_output() || stream.blocked || stream.broken) return false;
-  bool moved = false;
-  while (!stream.has_output() && !stream.blocked && !stream.broken) {
-    int64_t contiguous = 0;
-    const int64_t ready = operation->limit(step) - operation->done[step];
-    if (ready <= 0) break;
-    char* payload = operation->at(operation->position(step), &contiguous);
-    const int64_t bytes = std::min({ready, contiguous, int64_t{kDataBytesAtMost} * operation->shrink});
-    FrameHeader header = header_of(*operation, step);
-    header.length = static_cast<uint32_t>(bytes / operation->shrink);
-    if (operation->shrink > 1) {
-      narrow(stream.narrowed(), reinterpret_cast<float*>(payload), bytes / 4, operation->wire_dtype);
-      payload = stream.narrowed();
-    }
-    stream.send_data(header, payload, operation, step, bytes);
-    Stream::Sent sent;
-    const Stream::Event event = stream.flush(&sent);
-    stream.broken = event == Stream::Event::kGone;
-    moved = true;
-    if (event == Stream::Event::kFrame) operation->advance(step, bytes);
+  int64_t contiguous = 0;
+  const int64_t limit = operation->limit(step), ready = limit - operation->done[step];
+  if (ready <= 0 || (ready < kPieceBytesAtLeast && limit < operation->bytes(step))) return false;
+  char* payload = operation->at(operation->position(step), &contiguous);
+  const int64_t bytes = std::min({ready, contiguous, int64_t{kDataBytesAtMost} * operation->shrink});
+  FrameHeader header = header_of(*operation, step);
+  header.length = static_cast<uint32_t>(bytes / operation->shrink);
+  if (operation->shrink > 1) {
+    narrow(stream.narrowed(), reinterpret_cast<float*>(payload), bytes / 4, operation->wire_dtype);
+    payload = stream.narrowed();
   }
-  return moved;
+  stream.send_data(header, payload, operation, step, bytes);
+  Stream::Sent sent;
+  stream.broken = stream.flush(&sent) == Stream::Event::kGone;
+  if (sent.bytes > 0) operation->advance(step, sent.bytes);
+  return true;
 }
 
 // Puts the next piece of a step into a slot, for all peers of its multicast that share our memory.

@@ -11,9 +11,11 @@
 
 namespace tfdist {
 
+constexpr size_t kGrainBytes = 64;  // of every element type a multiple
+
 class Stream {
  public:
-  enum class Event { kNothing, kHeader, kFrame, kGone };
+  enum class Event { kNothing, kHeader, kPart, kFrame, kGone };
 
   explicit Stream(std::unique_ptr<AbstractLink> link);
 
@@ -21,7 +23,7 @@ class Stream {
   void send_control(FrameHeader header, const std::string& payload);
   void send_data(const FrameHeader& header, const char* payload, Operation* operation, int step, int64_t bytes);
   bool has_output() const { return writing_ || next_control_ < control_.size(); }
-  // Writes what it can; kFrame says that a frame has left entirely, and `sent` which step of what it was.
+  // Writes what it can; kFrame says that a frame has left entirely. `sent` tells what left of which step, if any did.
   struct Sent {
     Operation* operation = nullptr;
     int step = -1;
@@ -30,11 +32,16 @@ class Stream {
   Event flush(Sent* sent);
   char* narrowed() { return narrowed_.get(); }  // for a payload that travels as another type
 
-  // Receiving: kHeader asks the engine to name the target of the payload; kFrame says it is complete.
+  // Receiving, one visit of the engine at a time: kHeader asks it to name the target of the payload, kPart says that
+  // some of that has come, kFrame that the last of it has: in both cases `part_bytes` more, a multiple of kGrainBytes
+  // unless it is the last.
+  void begin_visit() { is_drained_ = false; }
   Event receive();
+  bool has_ahead() const { return ahead_begin_ < ahead_end_; }  // poll() does not know of it
   const FrameHeader& header() const { return incoming_; }
-  void set_target(char* target) { target_ = target; }
-  char* staging() const { return staging_.get(); }
+  void set_target(char* target) { target_ = target; }  // of the whole payload; else each part comes to `staging`
+  const char* staging() const { return staging_.get(); }
+  size_t part_bytes() const { return part_bytes_; }
   void forget_target();
 
   std::unique_ptr<AbstractLink> link;
@@ -51,6 +58,8 @@ class Stream {
     std::string payload;
   };
 
+  ssize_t fill(char* target, size_t wanted);
+
   std::vector<Control> control_;  // those before next_control_ have left
   size_t next_control_ = 0;
   bool writing_ = false;
@@ -63,9 +72,14 @@ class Stream {
 
   FrameHeader incoming_;
   size_t header_got_ = 0, payload_got_ = 0;
+  size_t part_bytes_ = 0, staged_bytes_ = 0;
   bool in_payload_ = false;
-  char* target_ = nullptr;
+  char* target_ = nullptr;  // null: staging_
   std::unique_ptr<char[]> staging_;
+  // What came behind that which was asked for: a short message costs one system call.
+  std::unique_ptr<char[]> ahead_;
+  size_t ahead_begin_ = 0, ahead_end_ = 0;
+  bool is_drained_ = false;  // the last read took all there was
 };
 
 }  // namespace tfdist

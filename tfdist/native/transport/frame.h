@@ -19,7 +19,7 @@ enum class FrameType : uint16_t {
 };
 
 constexpr uint32_t kMagic = 0x74666431;         // "tfd1"
-constexpr uint32_t kDataBytesAtMost = 1 << 18;  // a piece stays in the L2 cache while it is reduced
+constexpr uint32_t kDataBytesAtMost = 1 << 18;  // receivers reduce a piece while it comes
 constexpr uint32_t kTextBytesAtMost = 1 << 16;
 
 // Little endian on every platform we support.
