@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 
-from tfdist.bench import machine, options, peers, table
+from tfdist.bench import explain, machine, options, peers, table
 from tfdist.bench.crew import CrewFailedError
 from tfdist.bench.rounds import measure
 from tfdist.errors import ConfigurationError
@@ -30,6 +30,8 @@ def main(arguments):
         raise ConfigurationError(
             f"--world-size is expected to be from 2 to {_MAX_RANKS}. Received: {chosen.world_size}. Choose another."
         )
+    if chosen.explain:
+        explain.check(chosen)
     if chosen.plot:
         table.check_plot(chosen.plot)
     setting = peers.Setting(
@@ -39,6 +41,8 @@ def main(arguments):
         wire_dtype=chosen.wire_dtype,
         peer_python=options.find_interpreter(chosen.peer_python),
     )
+    if chosen.explain:
+        return explain.run(chosen, setting)
     return run(chosen, setting, _crews(chosen, setting))
 
 
@@ -129,6 +133,7 @@ def _parser():
     options.add_peer_options(parser)
     add("--rounds", type=count(3), default=15, metavar="R", help="turns of each library at each size (15)")
     add("--seconds", type=seconds, metavar="S", help="stop a size's rounds after so long, the third at the earliest")
+    add("--explain", action="store_true", help="every algorithm of tfdist, as predicted and as measured")
     add("--json", action="store_true", help="for programs: one line a library and size")
     add("--plot", metavar="FILE", help="draw the times; needs matplotlib")
     return parser

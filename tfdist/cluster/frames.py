@@ -51,7 +51,7 @@ def receive_some(sock, most_bytes, deadline):
     buffer = bytearray(most_bytes)
     received = _receive_into(sock, buffer, deadline)
     if received == 0:
-        raise ConnectionClosedError("connection closed")
+        raise ConnectionClosedError(f"connection closed after 0 of {most_bytes} bytes")
     return bytes(buffer[:received])
 
 

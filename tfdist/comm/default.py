@@ -12,6 +12,7 @@ from tfdist.cluster.store import StoreServer
 from tfdist.collectives import ALL_REDUCE
 from tfdist.comm import mesh, shared_memory, tuning
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
+from tfdist.errors import TfdistError
 
 _RENDEZVOUS_SECONDS = 120.0
 _lock = threading.Lock()  # guards _group
@@ -65,8 +66,11 @@ def _form(cluster, timeout):
     try:
         group.algorithm = algorithm
         tuning.tune(group, variables.plan(os.environ))
-    except BaseException:
+    except TfdistError:  # on all ranks alike
         group.close()
+        raise
+    except BaseException as error:
+        group.close(f"rank {group.rank} failed: {type(error).__name__}: {error}")
         raise
     return group
 

@@ -174,7 +174,7 @@ class Group:
         work = in_place(array)
         dtype = reducible(work.dtype, op)
         wire, num_bytes = wire_number(wire_dtype, dtype), work.nbytes
-        chosen = self._plans.name(num_bytes if wire == 0 else num_bytes // 2, algorithm)
+        chosen = self.algorithm_for(num_bytes if wire == 0 else num_bytes // 2, algorithm)
         if self.world_size == 1:
             return PreparedAllReduce(self, work, None)
         operation = library.Operation(
@@ -191,6 +191,10 @@ class Group:
         )
         return PreparedAllReduce(self, work, operation)
 
+    def algorithm_for(self, num_bytes, algorithm=None):
+        """Returns the name of the all-reduce algorithm for an array; arguments as for `all_reduce_plan`."""
+        return self._plans.name(num_bytes, algorithm)
+
     def all_reduce_plan(self, num_bytes, algorithm=None):
         """Returns the native number of the plan for an all-reduce; equal arguments pair up on all ranks.
 
@@ -198,7 +202,7 @@ class Group:
           num_bytes: int, what travels of the whole array; None where it is unknown: then as for 1 MiB.
           algorithm: as for `all_reduce`.
         """
-        return self._plans.all_reduce(self._plans.name(num_bytes, algorithm))
+        return self._plans.all_reduce(self.algorithm_for(num_bytes, algorithm))
 
     def broadcast(self, array, root=0, *, name="broadcast"):
         """Returns `root`'s array on every rank; shape and dtype (any of fixed size) must agree. Costs its bytes once."""

@@ -2,13 +2,12 @@
 
 Rank 0 announces probes, all-reduces of zeros, one after another as long as they fit into its budget of time; the others do
 what they are told. Then it fits the rates (`collectives/fit.py`), computes which algorithm is the fastest for which size,
-and tells the others. Several hundred microseconds where links are fast; links too slow to be measured in time are
-judged by fewer and smaller probes, and by default rates for the rest.
+and tells the others. Links too slow to be measured in time are judged by fewer and smaller probes, and by default rates
+for the rest.
 """
 
 import itertools
 import json
-import statistics
 import time
 
 import numpy as np
@@ -24,8 +23,8 @@ from tfdist.comm.plans import Choice
 from tfdist.errors import ConfigurationError
 
 _BUDGET_SECONDS = 0.1  # of 0.2: what a probe takes is estimated, and computing the choice takes 40 ms for 64 ranks
-_SHARE = 0.1  # of the time left, for one probe
-_FIRST_TIMES, _MAX_TIMES = 2, 10
+_SHARE, _PROBE_SECONDS, _MAX_TIMES = 0.1, 2e-3, 50  # at most, of one probe: of the time left, seconds, and times
+_TURNS = 2  # of each algorithm at each size
 _MARGIN = 1.5  # an estimate may be too low
 _SIZES = (4 << 10, 32 << 10, 256 << 10, 1 << 20, 4 << 20)
 _SMALL = "recursive_doubling"  # has the fewest latencies: the first probe, and how rank 0 speaks to the others
@@ -95,16 +94,20 @@ def _decide(crew, topology, plan):
 def _measure(crew, topology):
     deadline = time.perf_counter() + _BUDGET_SECONDS
     reduce_seconds_per_byte = library.core().tfdist_measure_reduce_seconds_per_byte()
-    first = crew.probe(_SMALL, _SIZES[0], _FIRST_TIMES)
-    done = {first[:2]: first}
-    for num_bytes, name in itertools.product(_SIZES, [_SMALL, *_larger(topology)]):
-        left = deadline - time.perf_counter() - first.seconds  # of the announcement
+    done = {}
+    for num_bytes, _, name in itertools.product(_SIZES, range(_TURNS), [_SMALL, *_larger(topology)]):
+        left = deadline - time.perf_counter()
         expected = _estimate(name, num_bytes, topology, list(done.values()))
-        times = max(1, min(_MAX_TIMES, int(_SHARE * left / expected)))
-        is_better = (name, num_bytes) not in done or times > _FIRST_TIMES
-        if expected < left and is_better:
-            done[name, num_bytes] = crew.probe(name, num_bytes, times)
+        if expected < left - _announcement_seconds(done):
+            most = min(_SHARE * left, _PROBE_SECONDS) / expected if done else 1
+            probe = crew.probe(name, num_bytes, max(1, min(_MAX_TIMES, int(most))))
+            # What disturbs a machine while a job starts only adds time.
+            done[name, num_bytes] = min(probe, done.get((name, num_bytes), probe), key=lambda probe: probe.seconds)
     return fit(topology, list(done.values()), reduce_seconds_per_byte)
+
+
+def _announcement_seconds(done):
+    return done[_SMALL, _SIZES[0]].seconds if done else 0.0
 
 
 def _larger(topology):
@@ -114,6 +117,8 @@ def _larger(topology):
 def _estimate(name, num_bytes, topology, done):
     """Returns the seconds that a probe will hardly exceed: time grows at most as the bytes do."""
     alike = [probe for probe in done if probe.algorithm == name]
+    if not done:
+        return 0.0
     if not alike:
         rates, first = default_rates(topology), done[0]
         ratio = predict(name, topology, rates, num_bytes) / predict(_SMALL, topology, rates, first.num_bytes)
@@ -142,10 +147,11 @@ class _Crew:
         return message
 
     def probe(self, name, num_bytes, times):
-        """Rank 0: has all do an all-reduce so many times; returns a `Probe`, without the first time if there are more."""
+        """Rank 0: has all do an all-reduce so many times; returns a `Probe` of the lower quartile of all but the first."""
         self.tell({"probe": [name, num_bytes, times]})
         seconds = self._run(name, num_bytes, times)
-        return Probe(name, num_bytes, statistics.median(seconds[1:] or seconds))
+        counted = sorted(seconds[1:] or seconds)
+        return Probe(name, num_bytes, counted[len(counted) // 4])
 
     def follow(self):
         """The others: do what rank 0 tells them until the outcome comes, and return that."""
