@@ -10,7 +10,7 @@ from tfdist.bench import machine, options, peers, table, variants
 from tfdist.bench.crew import CrewFailedError
 from tfdist.launch.parser import Parser, count
 
-_STEPS = {"small": 400, "big": 40}  # of an epoch, at most; an epoch's own overhead is spread over them
+_STEPS = {"small": 150, "big": 30}  # of an epoch, at most; an epoch's own overhead is spread over them
 _MAX_ROWS = {"small": 60_000, "big": 20_000}
 _EPILOG = """\
 examples:
@@ -70,13 +70,12 @@ def run(chosen, setting, rows):
         for variant in rows:
             with _noted(failures):
                 crews[variant] = stack.enter_context(variant.crew(setting, chosen.model))
-        seconds = _measure(crews, chosen, failures)
-    found = _results(seconds, chosen)
-    if not chosen.json:
-        title = f"model.fit, {chosen.model}, {chosen.workers} workers, batch {chosen.batch} per worker"
-        _write(f"{title}: {machine.describe()}")
-    for line in _lines(found, chosen.json):
-        _write(line)
+        found = _results(_measure(crews, chosen, failures), chosen)
+        if not chosen.json:
+            title = f"model.fit, {chosen.model}, {chosen.workers} workers, batch {chosen.batch} per worker"
+            _write(f"{title}: {machine.describe()}")
+        for line in _lines(found, chosen.json):
+            _write(line)
     return 1 if failures or not found else 0
 
 
@@ -178,6 +177,6 @@ def _parser():
     options.add_peer_options(parser)
     add("--rounds", type=count(1), default=7, metavar="R", help="turns of each variant (7)")
     add("--epochs", type=count(1), default=2, metavar="E", help="timed epochs of a turn (2)")
-    add("--steps", type=count(1), metavar="S", help="steps of an epoch (400 small, 40 big, as the data allows)")
+    add("--steps", type=count(1), metavar="S", help="steps of an epoch (150 small, 30 big, as the data allows)")
     add("--json", action="store_true", help="for programs: one line a variant")
     return parser

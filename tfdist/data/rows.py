@@ -1,5 +1,8 @@
 """Rows taken out of arrays: only those that are asked for are read, and the arrays are never copied as a whole."""
 
+import sys
+import threading
+
 import numpy as np
 import tensorflow as tf
 
@@ -32,9 +35,10 @@ def gatherer(arrays):
       A function that takes an int64 tensor of shape S and returns a list of tensors, of shape `S + array.shape[1:]` each.
     """
     numbers = [array for array in arrays if isinstance(array, np.ndarray)]
+    pool = Pool()
 
     def take_all(rows):
-        return [take(array, rows) for array in numbers]
+        return [take(array, rows, pool) for array in numbers]
 
     def gather(rows):
         taken = tf.numpy_function(take_all, [rows], [array.dtype for array in numbers]) if numbers else []
@@ -46,16 +50,51 @@ def gatherer(arrays):
     return gather
 
 
-def take(array, rows):
-    """Returns `array[rows]` in memory that TensorFlow can take over without copying it."""
-    shape = (*rows.shape, *array.shape[1:])
-    size = int(np.prod(shape)) * array.dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    result = memory[start : start + size].view(array.dtype).reshape(shape)
+def take(array, rows, pool):
+    """Returns `array[rows]` in memory of `pool`, which TensorFlow takes over without copying it."""
+    result = pool.empty((*rows.shape, *array.shape[1:]), array.dtype)
     # The mode does not matter, all rows exist; without one NumPy would gather into a buffer and copy that.
     np.take(array, rows, axis=0, out=result, mode="clip")
     return result
+
+
+class Pool:
+    """Memory that is used again once nobody looks at it any more: the first touch of fresh memory costs more than a gather.
+
+    Thread-safe; never blocks for long.
+    """
+
+    _MOST = 16  # so many blocks are kept
+
+    def __init__(self):
+        self._lock = threading.Lock()  # from finding a block unused until a view holds it
+        self._blocks = []
+
+    def empty(self, shape, dtype):
+        """Returns an uninitialised array that begins where TensorFlow wants its memory to begin."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        with self._lock:
+            memory = self._unused(size + _ALIGNMENT)
+            start = -memory.ctypes.data % _ALIGNMENT
+            return memory[start : start + size].view(dtype).reshape(shape)
+
+    def _unused(self, size):
+        for memory in self._blocks:
+            if memory.size == size and sys.getrefcount(memory) == _NOBODY:
+                return memory
+        memory = np.empty(size, np.uint8)
+        self._blocks = [memory, *self._blocks[: self._MOST - 1]]
+        return memory
+
+
+def _references_to_nobodys():
+    blocks = [np.empty(0, np.uint8)]
+    for memory in blocks:
+        return sys.getrefcount(memory)
+
+
+# What `Pool._unused` counts for a block of which there is no view; how many that are is up to the interpreter.
+_NOBODY = _references_to_nobodys()
 
 
 def _item_bytes(array):

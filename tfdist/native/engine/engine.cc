@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kTicketIndexBits = 20;
 constexpr size_t kDescriptionsAtMost = 4096;
 constexpr size_t kRecent = 256;
+constexpr size_t kHeldPieces = 64;  // room made at once, so that early pieces seldom make more
 constexpr int64_t kBytesAtOnce = 1 << 16;  // what a start may move itself where the thread has a core of its own
 
 std::string address_of(int descriptor) {
@@ -71,6 +72,7 @@ Engine::Engine(const tfdist_group_options& options)
   }
   is_eager_ = is_eager_ || !stream_peers_.empty();  // a network moves bytes without a core of ours
   recent_.resize(kRecent);
+  early_.reserve(kHeldPieces);
   last_active_ = Clock::now();
   thread_ = std::thread([this] { loop(); });
 }
@@ -110,6 +112,7 @@ Operation* Engine::take_operation() {
   if (free_.empty()) {
     operations_.push_back(std::make_unique<Operation>());
     operations_.back()->ticket = static_cast<int64_t>(operations_.size()) - 1;
+    operations_.back()->held.reserve(kHeldPieces);
     free_.reserve(operations_.size());
     free_.push_back(operations_.back().get());
   }
