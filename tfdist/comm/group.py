@@ -43,7 +43,7 @@ class Group:
       segments: None, or one descriptor per rank of shared memory (`comm.shared_memory`), -1 where a rank's memory is
         not shared; the caller closes them.
       generation: int, of the membership; frames of another one are refused.
-      topology: the `Topology`, equal on all ranks; None: one host of all ranks, which share memory where `segments` does.
+      topology: the `Topology`, equal on all ranks; None: one host of all ranks, which share memory where `segments` do.
 
     Raises:
       ConfigurationError: an argument is out of range, or the native library does not load.
@@ -100,7 +100,7 @@ class Group:
 
     @property
     def rates(self):
-        """How fast the machines are (`tfdist.collectives.rates.Rates`): ordinary ones unless measured (`comm.tuning`)."""
+        """How fast the machines are (`tfdist.collectives.rates.Rates`): ordinary unless measured (`comm.tuning`)."""
         return self.choice.rates
 
     @property
@@ -130,8 +130,8 @@ class Group:
         """Reduces `array` element by element over all ranks; every rank gets the same bits.
 
         Costs at best 2 (P-1)/P of the array's bytes sent per rank (Patarasuk & Yuan 2009); see `tfdist/collectives`.
-        "min" and "max" order the zeros by sign and hand on NaNs as one. Where several ranks hold a NaN, which of them a sum or
-        product ends as (its payload) may differ between ranks.
+        "min" and "max" order the zeros by sign and hand on NaNs as one. Where several ranks hold a NaN, which of them a
+        sum or product ends as (its payload) may differ between ranks.
 
         Args:
           array: of equal shape on all ranks; float32, float64, bfloat16, float16, int32 or int64.
@@ -139,8 +139,9 @@ class Group:
           name: shown in errors, must be equal on all ranks.
           wire_dtype: None, or "bfloat16" or "float16": float32 then travels as that, which halves the bytes sent. It is
             added in float32; each send rounds to nearest (a relative error of at most 2^-8, or 2^-11 and no more than
-            65504), on the sender too, so all ranks still get the same bits. In a ring a partial sum is rounded at each of its
-            P - 1 hops, and the sum once before it is handed out: within P 2^-8 of the exact one for terms of one sign.
+            65504), on the sender too, so all ranks still get the same bits. In a ring a partial sum is rounded at each
+            of its P - 1 hops, and the sum once before it is handed out: within P 2^-8 of the exact one for terms of
+            one sign.
           algorithm: None, or a name of `tfdist.collectives.ALL_REDUCE`, equal on all ranks; it wins over `algorithm` of
             the group and over the choice by size.
 
@@ -158,7 +159,7 @@ class Group:
     def prepare_all_reduce(self, array, op="sum", *, name="all_reduce", wire_dtype=None, algorithm=None):
         """Sets up an all-reduce of one array, to be run many times, as MPI_Allreduce_init (MPI 4.0, section 6.13) does.
 
-        Use it where the same array is reduced again and again: a call then costs little more than the native core's work.
+        Use it where the same array is reduced again and again: a call then costs little more than the core's work.
 
         Args:
           array: C-contiguous and writable; each call reduces in place what it holds then.

@@ -1,4 +1,4 @@
-"""The file that TFDIST_PLAN names: which all-reduce for which size, and the rates and the topology it was chosen for."""
+"""The file that TFDIST_PLAN names: which all-reduce for which size, and the rates and topology it was chosen for."""
 
 import contextlib
 import json
@@ -31,8 +31,8 @@ def load(path, topology):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:  # a ConfigurationError is a ValueError
         raise ConfigurationError(
-            f"TFDIST_PLAN is expected to name a file that tfdist has saved, or none yet. Received: TFDIST_PLAN={path!r}: "
-            f"{type(error).__name__}: {error} Remove it to measure anew, or name another."
+            "TFDIST_PLAN is expected to name a file that tfdist has saved, or none yet. "
+            f"Received: TFDIST_PLAN={path!r}: {type(error).__name__}: {error}. Remove it to measure anew, or name another."
         ) from error
     if made_for != topology:
         raise ConfigurationError(

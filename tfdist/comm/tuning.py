@@ -1,9 +1,9 @@
 """How fast a group is, measured when it forms; what follows from rank 0's measurement holds for all ranks.
 
-Rank 0 announces probes, all-reduces of zeros, one after another as long as they fit into its budget of time; the others do
-what they are told. Then it fits the rates (`collectives/fit.py`), computes which algorithm is the fastest for which size,
-and tells the others. Links too slow to be measured in time are judged by fewer and smaller probes, and by default rates
-for the rest.
+Rank 0 announces probes, all-reduces of zeros, one after another as long as they fit into its budget of time; the others
+do what they are told. Then it fits the rates (`collectives/fit.py`), computes which algorithm is the fastest for which
+size, and tells the others. Links too slow to be measured in time are judged by fewer and smaller probes, and by default
+rates for the rest.
 """
 
 import itertools
@@ -147,7 +147,7 @@ class _Crew:
         return message
 
     def probe(self, name, num_bytes, times):
-        """Rank 0: has all do an all-reduce so many times; returns a `Probe` of the lower quartile of all but the first."""
+        """Rank 0: has all do an all-reduce so many times; returns a `Probe`: the lower quartile of all but the first."""
         self.tell({"probe": [name, num_bytes, times]})
         seconds = self._run(name, num_bytes, times)
         counted = sorted(seconds[1:] or seconds)
