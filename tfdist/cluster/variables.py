@@ -12,6 +12,7 @@ Set by you where the default does not fit:
     TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
     TFDIST_TIMEOUT       seconds to wait for other workers in a collective, and at most 120 of them at the start
     TFDIST_TRANSPORT     how workers of one host exchange data: auto, shm (shared memory, or an error) or tcp
+    TFDIST_SOCKETS_PER_PEER  how many sockets, 1 to 16, two workers share; rank 0's holds; default: 1
     TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
     TFDIST_PLAN          a file that an earlier job saved its measured rates to: the same choices are made again
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
@@ -104,5 +105,16 @@ def transport(environ):
         raise ConfigurationError(
             f"TFDIST_TRANSPORT is expected to be one of {', '.join(TRANSPORTS)}. "
             f"Received: TFDIST_TRANSPORT={value!r}. Correct it, or unset it."
+        )
+    return value
+
+
+def sockets_per_peer(environ):
+    """Returns TFDIST_SOCKETS_PER_PEER, 1 where it is not set."""
+    value = integer(environ, "TFDIST_SOCKETS_PER_PEER", 1)
+    if not 1 <= value <= 16:
+        raise ConfigurationError(
+            f"TFDIST_SOCKETS_PER_PEER is expected to be from 1 to 16. Received: TFDIST_SOCKETS_PER_PEER={value}. "
+            "Correct it, or unset it."
         )
     return value

@@ -61,7 +61,12 @@ def _form(cluster, timeout):
         host, port = parse_address(cluster.store_address)
         server = StoreServer(host, port, secret=cluster.secret)
         atexit.register(server.close)
-    formed = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS), transport=variables.transport(os.environ))
+    formed = mesh.connect(
+        cluster,
+        timeout=min(timeout, _RENDEZVOUS_SECONDS),
+        transport=variables.transport(os.environ),
+        sockets_per_peer=variables.sockets_per_peer(os.environ),
+    )
     try:
         return Group(cluster.rank, cluster.world_size, formed.sockets, timeout=timeout, segments=formed.segments)
     finally:

@@ -15,6 +15,7 @@ from tfdist.cluster.store import StoreClient
 from tfdist.comm import shared_memory
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError
 
+_SOCKETS_AT_MOST = 16
 _HANDSHAKE_SECONDS = 10.0
 
 
@@ -23,7 +24,7 @@ class Mesh:
     """What a rank is connected by.
 
     Args:
-      sockets: by rank, a list of connected, authenticated sockets; None at this rank.
+      sockets: by rank, a list of connected, authenticated sockets, equally many of each; None at this rank.
       hosts: tuple of tuples of ranks, those of each host.
       segments: by rank, a descriptor of shared memory, -1 where none is shared.
     """
@@ -38,7 +39,7 @@ class Mesh:
         return all(self.segments[rank] >= 0 for host in self.hosts if len(host) > 1 for rank in host)
 
 
-def connect(cluster, *, timeout, generation=0, transport="auto"):
+def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_peer=1):
     """Forms the mesh of a cluster.
 
     Ranks publish where they listen; a rank connects to the lower ones and accepts the higher ones.
@@ -48,6 +49,7 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
       timeout: float seconds for the whole.
       generation: int, of the membership.
       transport: "auto", "shm" (shared memory on every host, or an error) or "tcp" (none).
+      sockets_per_peer: int from 1 to 16; rank 0's holds for all.
 
     Returns:
       A `Mesh`; its segments are the caller's to close.
@@ -58,20 +60,30 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
       ConfigurationError: transport is "shm", and memory cannot be shared.
     """
     deadline = time.monotonic() + timeout
-    sockets = [None] * cluster.world_size
     segments = shared_memory.Segments(cluster.rank, cluster.world_size, wanted=transport != "tcp")
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(segments.close)
-        with _listen(cluster.bind_host, cluster.world_size) as listener:
+        with _listen(cluster.bind_host, cluster.world_size * _SOCKETS_AT_MOST) as listener:
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
-                entry = {"address": [cluster.bind_host, listener.getsockname()[1]], "memory": segments.address()}
+                entry = {
+                    "address": [cluster.bind_host, listener.getsockname()[1]],
+                    "memory": segments.address(),
+                    "sockets": sockets_per_peer,
+                }
                 store.set(_key(generation, cluster.rank), json.dumps(entry).encode())
+                entries = [
+                    json.loads(_await(store, _key(generation, peer), cluster, generation, deadline, timeout))
+                    for peer in range(cluster.world_size)
+                ]
+                count = entries[0]["sockets"]
+                sockets = [None if peer == cluster.rank else [None] * count for peer in range(cluster.world_size)]
                 for peer in range(cluster.rank):
-                    entry = _entry_of(store, cluster, generation, peer, deadline, timeout)
-                    sockets[peer] = _dial(cluster, generation, peer, entry["address"], deadline)
+                    address = entries[peer]["address"]
+                    for index in range(count):
+                        sockets[peer][index] = _dial(cluster, generation, peer, index, address, deadline)
                 _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
-                for peer in range(cluster.world_size):
-                    segments.open(peer, _entry_of(store, cluster, generation, peer, deadline, timeout)["memory"])
+                for peer, entry in enumerate(entries):
+                    segments.open(peer, entry["memory"])
                 # Nobody takes the store down, or the job for formed, before everyone has everyone.
                 store.set(f"{_key(generation, cluster.rank)}/formed", json.dumps(segments.opened()).encode())
                 opened = [
@@ -82,7 +94,7 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
                 ]
         on_failure.pop_all()
     segments.keep_common(opened)
-    mesh = Mesh([None if sock is None else [sock] for sock in sockets], segments.hosts(), segments.descriptors)
+    mesh = Mesh(sockets, segments.hosts(), segments.descriptors)
     if transport == "shm" and not mesh.shares_memory:
         raise ConfigurationError(
             "the ranks of each host are expected to share memory. Received: TFDIST_TRANSPORT=shm, and ranks that could "
@@ -114,10 +126,6 @@ def _await(store, key, cluster, generation, deadline, timeout):
         raise _nobody_came(store, cluster, generation, timeout) from error
 
 
-def _entry_of(store, cluster, generation, peer, deadline, timeout):
-    return json.loads(_await(store, _key(generation, peer), cluster, generation, deadline, timeout))
-
-
 def _nobody_came(store, cluster, generation, timeout):
     prefix = f"mesh/{generation}/"
     here = {int(key[len(prefix) :].split("/")[0]) for key in store.keys(prefix)}
@@ -138,10 +146,10 @@ def _nobody_came(store, cluster, generation, timeout):
     )
 
 
-def _dial(cluster, generation, peer, address, deadline):
+def _dial(cluster, generation, peer, index, address, deadline):
     try:
         sock = socket.create_connection(address, timeout=_left(deadline))
-        identity = json.dumps([generation, cluster.rank, peer]).encode()
+        identity = json.dumps([generation, cluster.rank, peer, index]).encode()
         authenticate(
             sock, cluster.secret, initiator=True, identity=identity, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
         )
@@ -155,7 +163,7 @@ def _dial(cluster, generation, peer, address, deadline):
 
 def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store):
     """Accepts until every higher rank is here; whoever fails the handshake is dropped and does no harm."""
-    while any(sockets[peer] is None for peer in range(cluster.rank + 1, cluster.world_size)):
+    while any(None in sockets[peer] for peer in range(cluster.rank + 1, cluster.world_size)):
         listener.settimeout(_left(deadline))
         try:
             sock, _ = listener.accept()
@@ -165,7 +173,7 @@ def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, st
             identity = authenticate(
                 sock, cluster.secret, initiator=False, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
             )
-            theirs, peer, addressed = json.loads(identity)
+            theirs, peer, addressed, index = json.loads(identity)
         except (AuthenticationError, ValueError, OSError):
             sock.close()
             continue
@@ -173,9 +181,10 @@ def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, st
             theirs == generation
             and addressed == cluster.rank
             and cluster.rank < peer < cluster.world_size
-            and sockets[peer] is None
+            and 0 <= index < len(sockets[peer])
+            and sockets[peer][index] is None
         ):
-            sockets[peer] = _tuned(sock)
+            sockets[peer][index] = _tuned(sock)
         else:
             sock.close()
 
