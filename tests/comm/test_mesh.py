@@ -33,7 +33,7 @@ def cluster(rank, world_size, server, secret=SECRET):
     )
 
 
-def form(world_size, server, *, timeout=10.0, present=None, secrets=None, generations=None):
+def form(world_size, server, *, timeout=10.0, present=None, secrets=None, generations=None, num_sockets=None):
     """Connects on a thread per present rank; returns by rank a Group or the exception."""
     outcome = {}
 
@@ -45,7 +45,10 @@ def form(world_size, server, *, timeout=10.0, present=None, secrets=None, genera
                 timeout=timeout,
                 generation=(generations or {}).get(rank, 0),
                 transport=variables.transport(os.environ),
+                sockets_per_peer=(num_sockets or {}).get(rank, 1),
             )
+            if num_sockets:
+                assert all(peer is None or len(peer) == num_sockets[0] for peer in formed.sockets)
             settings = dict(segments=formed.segments, topology=formed.topology)
             outcome[rank] = Group(rank, world_size, formed.sockets, timeout=10, **settings)
             shared_memory.close_all(formed.segments)
@@ -88,6 +91,13 @@ def test_everyone_meets(server, world_size):
     results = reduce_everywhere(list(groups.values()))
     for rank in range(world_size):
         assert (results[rank] == world_size * (world_size + 1) / 2).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_rank_0_says_how_many_sockets_a_pair_has(server, count):
+    groups = form(3, server, num_sockets={0: count, 1: 16})
+    results = reduce_everywhere(list(groups.values()))
+    assert all((results[rank] == 6).all() for rank in range(3))
 
 
 def test_sixty_four_ranks_meet_and_reduce_by_every_algorithm(server):

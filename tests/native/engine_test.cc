@@ -28,13 +28,15 @@
 namespace {
 
 bool shares_memory = false;
+int num_sockets = 1;   // of each pair of ranks
+int buffer_bytes = 0;  // of a socket; 0: the system's
 
 tfdist_group* create(int rank, int world_size, const int* sockets, const int* segments, double timeout) {
   tfdist_group_options options{};
   options.rank = rank;
   options.world_size = world_size;
   options.sockets = sockets;
-  options.sockets_per_peer = 1;
+  options.sockets_per_peer = num_sockets;
   options.segments = segments;
   options.timeout_seconds = timeout;
   options.is_eager = rank % 2;  // both kinds meet
@@ -44,13 +46,18 @@ tfdist_group* create(int rank, int world_size, const int* sockets, const int* se
 std::atomic<long> num_allocations{0};
 
 std::vector<tfdist_group*> connect(int world_size, double timeout) {
-  std::vector<std::vector<int>> fds(world_size, std::vector<int>(world_size, -1));
+  std::vector<std::vector<int>> fds(world_size, std::vector<int>(world_size * num_sockets, -1));
   for (int a = 0; a < world_size; ++a) {
     for (int b = a + 1; b < world_size; ++b) {
-      int pair[2];
-      CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-      fds[a][b] = pair[0];
-      fds[b][a] = pair[1];
+      for (int i = 0; i < num_sockets; ++i) {
+        int pair[2];
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+        fds[a][b * num_sockets + i] = pair[0];
+        fds[b][a * num_sockets + i] = pair[1];
+        for (int end : pair) {
+          if (buffer_bytes > 0) setsockopt(end, SOL_SOCKET, SO_SNDBUF, &buffer_bytes, sizeof(buffer_bytes));
+        }
+      }
     }
   }
   std::vector<int> segments(world_size, -1);
@@ -284,14 +291,17 @@ __attribute__((noinline)) void operator delete(void* memory) noexcept { std::fre
 __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 int main() {
-  for (bool shared : {false, true}) {
-    shares_memory = shared;
+  for (int kind = 0; kind < 4; ++kind) {
+    shares_memory = kind == 1;
+    num_sockets = kind < 2 ? 1 : 3;
+    buffer_bytes = kind == 3 ? 1 : 0;  // the least the system allows
     for (int world_size : {2, 3, 5}) test_any_order(world_size);
     test_types();
     test_failures();
     test_steady_state();
     test_bad_plans();
   }
+  num_sockets = 1;
   test_garbage();
   std::puts("engine_test: all checks held");
 }

@@ -12,6 +12,7 @@ Set by you where the default does not fit:
     TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
     TFDIST_TIMEOUT       seconds to wait for other workers in a collective, and at most 120 of them at the start
     TFDIST_TRANSPORT     how workers of one host exchange data: auto, shm (shared memory, or an error) or tcp
+    TFDIST_SOCKETS_PER_PEER  how many sockets, 1 to 16, two workers share; rank 0's holds; default: 1
     TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
     TFDIST_PLAN          a file: where it exists its rates are used, else those measured are saved to it, so that later
                          jobs make the same choices; or "default": nothing is measured, ordinary rates are used
@@ -124,3 +125,14 @@ def algorithm(environ, known):
 def plan(environ):
     """Reads TFDIST_PLAN, a path or `DEFAULT_PLAN`; None where it is not set."""
     return environ.get("TFDIST_PLAN", "") or None
+
+
+def sockets_per_peer(environ):
+    """Returns TFDIST_SOCKETS_PER_PEER, 1 where it is not set."""
+    value = integer(environ, "TFDIST_SOCKETS_PER_PEER", 1)
+    if not 1 <= value <= 16:
+        raise ConfigurationError(
+            f"TFDIST_SOCKETS_PER_PEER is expected to be from 1 to 16. Received: TFDIST_SOCKETS_PER_PEER={value}. "
+            "Correct it, or unset it."
+        )
+    return value

@@ -76,7 +76,12 @@ def _form(cluster, timeout):
 
 
 def _connect(cluster, timeout):
-    formed = mesh.connect(cluster, timeout=min(timeout, _RENDEZVOUS_SECONDS), transport=variables.transport(os.environ))
+    formed = mesh.connect(
+        cluster,
+        timeout=min(timeout, _RENDEZVOUS_SECONDS),
+        transport=variables.transport(os.environ),
+        sockets_per_peer=variables.sockets_per_peer(os.environ),
+    )
     settings = dict(timeout=timeout, segments=formed.segments, topology=formed.topology)
     try:
         return Group(cluster.rank, cluster.world_size, formed.sockets, **settings)

@@ -17,6 +17,7 @@ from tfdist.collectives import Topology
 from tfdist.comm import shared_memory
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError
 
+_SOCKETS_AT_MOST = 16
 _HANDSHAKE_SECONDS = 10.0
 
 
@@ -25,7 +26,7 @@ class Mesh:
     """What a rank is connected by.
 
     Args:
-      sockets: by rank, a list of connected, authenticated sockets; None at this rank.
+      sockets: by rank, a list of connected, authenticated sockets, equally many of each; None at this rank.
       hosts: tuple of tuples of ranks, those of each host.
       segments: by rank, a descriptor of shared memory, -1 where none is shared with this rank.
       topology: the `Topology`, equal on all ranks: shared where the ranks of every host with several share memory.
@@ -36,7 +37,7 @@ class Mesh:
     topology: Topology
 
 
-def connect(cluster, *, timeout, generation=0, transport="auto"):
+def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_peer=1):
     """Forms the mesh of a cluster.
 
     Ranks publish where they listen; a rank connects to the lower ones and accepts the higher ones.
@@ -46,6 +47,7 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
       timeout: float seconds for the whole.
       generation: int, of the membership.
       transport: "auto", "shm" (shared memory on every host, or an error) or "tcp" (none).
+      sockets_per_peer: int from 1 to 16; rank 0's holds for all.
 
     Returns:
       A `Mesh`; its segments are the caller's to close.
@@ -56,20 +58,24 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
       ConfigurationError: transport is "shm", and memory cannot be shared.
     """
     deadline = time.monotonic() + timeout
-    sockets = [None] * cluster.world_size
     segments = shared_memory.Segments(cluster.rank, cluster.world_size, wanted=transport != "tcp")
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(segments.close)
-        with _listen(cluster.bind_host, cluster.world_size) as listener:
+        with _listen(cluster.bind_host, cluster.world_size * _SOCKETS_AT_MOST) as listener:
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
                 exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout)
                 address = [cluster.bind_host, listener.getsockname()[1]]
-                entries = exchange("", {"address": address, "memory": segments.address()})
+                entry = {"address": address, "memory": segments.address(), "sockets": sockets_per_peer}
+                entries = exchange("", entry)
+                count = entries[0]["sockets"]
+                sockets = [None if peer == cluster.rank else [None] * count for peer in range(cluster.world_size)]
                 for peer in range(cluster.rank):
-                    sockets[peer] = _dial(cluster, generation, peer, entries[peer]["address"], deadline)
+                    for index in range(count):
+                        address = entries[peer]["address"]
+                        sockets[peer][index] = _dial(cluster, generation, peer, index, address, deadline)
                 _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
-                for peer in range(cluster.world_size):
-                    segments.open(peer, entries[peer]["memory"])
+                for peer, entry in enumerate(entries):
+                    segments.open(peer, entry["memory"])
                 # Nobody takes the store down, or the job for formed, before everyone has everyone.
                 opened = exchange("/formed", segments.opened())
         on_failure.pop_all()
@@ -80,7 +86,7 @@ def connect(cluster, *, timeout, generation=0, transport="auto"):
             "the ranks of each host are expected to share memory. Received: TFDIST_TRANSPORT=shm, and ranks that could "
             f"open each other's: {opened}. Run them as one user in one container, or set TFDIST_TRANSPORT=auto."
         )
-    return Mesh([None if sock is None else [sock] for sock in sockets], segments.descriptors, topology)
+    return Mesh(sockets, segments.descriptors, topology)
 
 
 def _key(generation, rank):
@@ -138,10 +144,10 @@ def _nobody_came(store, cluster, generation, timeout):
     )
 
 
-def _dial(cluster, generation, peer, address, deadline):
+def _dial(cluster, generation, peer, index, address, deadline):
     try:
         sock = socket.create_connection(address, timeout=_left(deadline))
-        identity = json.dumps([generation, cluster.rank, peer]).encode()
+        identity = json.dumps([generation, cluster.rank, peer, index]).encode()
         authenticate(
             sock, cluster.secret, initiator=True, identity=identity, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
         )
@@ -155,7 +161,7 @@ def _dial(cluster, generation, peer, address, deadline):
 
 def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store):
     """Accepts until every higher rank is here; whoever fails the handshake is dropped and does no harm."""
-    while any(sockets[peer] is None for peer in range(cluster.rank + 1, cluster.world_size)):
+    while any(None in sockets[peer] for peer in range(cluster.rank + 1, cluster.world_size)):
         listener.settimeout(_left(deadline))
         try:
             sock, _ = listener.accept()
@@ -165,7 +171,7 @@ def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, st
             identity = authenticate(
                 sock, cluster.secret, initiator=False, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
             )
-            theirs, peer, addressed = json.loads(identity)
+            theirs, peer, addressed, index = json.loads(identity)
         except (AuthenticationError, ValueError, OSError):
             sock.close()
             continue
@@ -173,9 +179,10 @@ def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, st
             theirs == generation
             and addressed == cluster.rank
             and cluster.rank < peer < cluster.world_size
-            and sockets[peer] is None
+            and 0 <= index < len(sockets[peer])
+            and sockets[peer][index] is None
         ):
-            sockets[peer] = _tuned(sock)
+            sockets[peer][index] = _tuned(sock)
         else:
             sock.close()
 

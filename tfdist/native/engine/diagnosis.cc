@@ -41,7 +41,9 @@ void Engine::send_control(Peer* peer, FrameType type, uint64_t tag, const std::s
   header.generation = generation_;
   header.type = type;
   header.tag = tag;
-  peer->control().send_control(header, text);
+  // What ends it all must not be overtaken by a closed connection.
+  const bool is_last = type == FrameType::kGoodbye;
+  for (size_t i = 0; i < (is_last ? peer->streams.size() : 1); ++i) peer->streams[i]->send_control(header, text);
 }
 
 // How long an operation may take before the peers are asked about it.
@@ -65,8 +67,10 @@ void Engine::fail(int code, int peer, const std::string& text, int reporter) {
   header.offset = static_cast<uint64_t>(peer);
   for (auto& other : peers_) {
     if (!other) continue;
-    if (other->rank != reporter && !other->gone) other->control().send_control(header, text);
-    for (auto& stream : other->streams) stream->forget_target();
+    for (auto& stream : other->streams) {
+      if (other->rank != reporter && !other->gone) stream->send_control(header, text);
+      stream->forget_target();
+    }
   }
   active_.clear();
   early_.clear();
@@ -89,6 +93,7 @@ void Engine::control_arrived(Peer* peer, const FrameHeader& header, const std::s
       return fail(static_cast<int>(header.message), about, text, peer->rank);
     }
     case FrameType::kGoodbye:
+      if (++peer->num_goodbyes < peer->streams.size()) return;  // data may still be on its way by the others
       if (peer->is_shared()) read_shared(peer, true);  // what it posted before it left counts
       peer->goodbye = true;
       for (size_t i = 0; i < active_.size(); ++i) {

@@ -164,7 +164,7 @@ void Engine::fill(std::vector<pollfd>* descriptors) const {
     for (auto& stream : peer->streams) {
       short events = early_bytes_ > kEarlyBytesAtMost ? 0 : POLLIN;
       if (stream->blocked && !stream->broken) events |= POLLOUT;
-      descriptors->push_back({peer->gone ? -1 : stream->link->descriptor(), events, 0});
+      descriptors->push_back({peer->gone || stream->ended ? -1 : stream->link->descriptor(), events, 0});
     }
   }
 }

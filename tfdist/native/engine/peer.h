@@ -17,6 +17,7 @@ struct Peer {
   std::vector<std::unique_ptr<Stream>> streams;  // the first one carries what is not data
   std::unique_ptr<Segment> segment;              // null: data travels by the streams
   uint64_t looked_at = 0;                        // how many headers in its segment were there at the last look
+  size_t num_goodbyes = 0;                       // how many of its streams have ended in good order
   bool goodbye = false;                          // it left in good order
   bool gone = false;                             // the connection is over
 

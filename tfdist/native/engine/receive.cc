@@ -68,12 +68,17 @@ bool Engine::hold_what_is_stuck() {
 }
 
 bool Engine::read(Peer* peer, Stream* stream) {
+  if (stream->ended) return false;
   bool moved = false;
   stream->begin_visit();
   for (int parts = 0; (parts < kPartsPerVisit || stream->has_ahead()) && !peer->gone;) {
     switch (stream->receive()) {
       case Stream::Event::kNothing: return moved;
-      case Stream::Event::kGone: lost(peer, "its connection was closed"); return true;
+      case Stream::Event::kGone:
+        stream->ended = true;
+        if (stream->said_goodbye && !peer->goodbye) return moved;  // its other streams have not ended yet
+        lost(peer, "its connection was closed");
+        return true;
       case Stream::Event::kHeader:
         if (!stream->header().valid(generation_)) {
           lost(peer, "it sent a frame that is not one of ours");
@@ -101,7 +106,11 @@ void Engine::choose_target(Peer* peer, Stream* stream) {
   stream->forget_target();
   stream->held = Buffer();
   stream->target_is_work = false;
-  if (header.type != FrameType::kData || failed_) return;
+  if (header.type != FrameType::kData) {
+    stream->held = Buffer(&pool_, size_t{header.length} + 1);
+    return stream->set_target(stream->held.data());
+  }
+  if (failed_) return;
   if (Operation* operation = by_tag(header.tag)) {
     if (!agrees(*operation, header, peer->rank)) return;
     const int step = operation->plan->receives[peer->rank][header.message];
@@ -140,7 +149,10 @@ void Engine::part_arrived(Stream* stream) {
 void Engine::frame_arrived(Peer* peer, Stream* stream) {
   const FrameHeader header = stream->header();
   if (header.type != FrameType::kData) {
-    return control_arrived(peer, header, std::string(stream->staging(), header.length));
+    const std::string text(stream->held.data(), header.length);
+    stream->forget_target();
+    stream->said_goodbye |= header.type == FrameType::kGoodbye;
+    return control_arrived(peer, header, text);
   }
   part_arrived(stream);
   Operation* operation = stream->target_operation;

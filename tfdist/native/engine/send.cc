@@ -1,5 +1,6 @@
-// What leaves this rank: pieces into its shared memory or a socket, the most advanced step first, so that what has
-// just been reduced is passed on while it is in the cache.
+// What leaves this rank. Into its shared memory the most advanced step first, so that what has just been reduced is
+// passed on while it is in the cache. Into sockets in the plan's order: a link between hosts is kept busy by either, but
+// what leaves it last then has the fewest hops left.
 
 #include <cstring>
 
@@ -53,15 +54,16 @@ bool Engine::pump() {
 bool Engine::pump(Operation* operation) {
   bool moved = false;
   auto& sends = operation->sends;
-  for (size_t k = sends.size(); k-- > 0;) {
-    const int step = sends[k];
-    const Peer* peer = peers_[static_cast<size_t>(operation->plan->steps[step].peer)].get();
-    if (!peer->goodbye && operation->done[step] < operation->bytes(step)) {
-      moved |= peer->is_shared() ? post(operation, step) : write(operation, step);
-    }
-    if (failed_) return true;
-    if (operation->done[step] == operation->bytes(step)) sends.erase(sends.begin() + static_cast<std::ptrdiff_t>(k));
+  auto is_over = [&](int step) { return operation->done[step] == operation->bytes(step); };
+  auto peer_of = [&](int step) { return peers_[static_cast<size_t>(operation->plan->steps[step].peer)].get(); };
+  for (size_t k = sends.size(); k-- > 0 && !failed_;) {
+    if (peer_of(sends[k])->is_shared() && !peer_of(sends[k])->goodbye && !is_over(sends[k])) moved |= post(operation, sends[k]);
   }
+  for (size_t k = 0; k < sends.size() && !failed_; ++k) {
+    if (!peer_of(sends[k])->is_shared() && !peer_of(sends[k])->goodbye && !is_over(sends[k])) moved |= write(operation, sends[k]);
+  }
+  if (failed_) return true;
+  sends.erase(std::remove_if(sends.begin(), sends.end(), is_over), sends.end());
   if (moved) settle(operation);
   return moved;
 }

@@ -9,7 +9,6 @@ namespace {
 
 constexpr size_t kPartBytesAtMost = 1 << 18;  // stays in the L2 cache while it is reduced, and passed on
 constexpr size_t kAheadBytes = 1 << 14;
-static_assert(kTextBytesAtMost <= kPartBytesAtMost, "a text is read in one part");
 
 }  // namespace
 

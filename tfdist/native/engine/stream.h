@@ -47,6 +47,8 @@ class Stream {
   std::unique_ptr<AbstractLink> link;
   bool blocked = false;               // the last write took less than it was given
   bool broken = false;                // writing failed; reading will tell why
+  bool said_goodbye = false;          // nothing more will come
+  bool ended = false;                 // nor is there anything to read
   Operation* target_operation = nullptr;
   int target_step = -1;               // -1: the piece is held or dropped
   bool target_is_work = false;        // it is read straight to where it belongs
