@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.launch.launching import tfdist
 from tfdist.bench import all_reduce, machine, peers, table
+from tfdist.bench.ratio import median_ratio
 from tfdist.bench.rounds import Row
 
 WRONG_SUM = Path(__file__).with_name("wrong_sum_rank.py")
@@ -36,7 +38,7 @@ def test_a_mistake_is_one_line(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a benchmark is expected: all-reduce or limits"),
+        ([], "a benchmark is expected: all-reduce or fit or limits"),
         (["all-reduces"], "Did you mean 'all-reduce'?"),
         (["limits", "--world-size", "100"], "from 1 to 64. Received: 100"),
     ],
@@ -57,8 +59,21 @@ def test_plot_without_matplotlib_is_one_line(monkeypatch):
         all_reduce.main(["--plot", "times.png"])
 
 
+@pytest.mark.parametrize("path", ["no/such/folder/times.png", "times.xyz", "times"])
+def test_a_plot_that_cannot_be_written_is_refused_at_once(path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(all_reduce.ConfigurationError, match="--plot is expected to name a file in an existing folder"):
+        table.check_plot(path)
+
+
+def test_a_plot_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    table.plot(tmp_path / "times.png", [Row("tfdist", 2, 4096, 2e-6, 40.0)], "title")
+    assert (tmp_path / "times.png").stat().st_size > 1000
+
+
 def test_a_missing_peer_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(peers, "_look", lambda python: {"prefix": "/", "versions": {"mpi4py": "4", "mpich": "5"}})
+    monkeypatch.setattr(peers, "look", lambda python: {"prefix": "/", "versions": {"mpi4py": "4", "mpich": "5"}})
     crews, missing = peers.installed(peers.Setting(world_size=2, peer_python="python"))
     assert len(crews) == 1
     assert missing == [
@@ -117,12 +132,46 @@ def test_bus_bandwidth_is_that_of_nccl_tests():
 
 
 def test_the_table_names_the_fastest_peer_and_no_limit():
-    rows = [Row("tfdist", 2, 4096, 2e-6, 40.0), Row("limit", 2, 4096, 1e-6, 30.0), Row("gloo", 2, 4096, 5e-4, 200.0)]
-    lines = table.align(table.all_reduce_header(), table.all_reduce_rows(rows))
-    assert [line.split()[-1] for line in lines] == ["fastest", "1.00", "0.50", "250.00"]
+    rows = [
+        Row("tfdist", 2, 4096, 2e-6, 40.0, (2e-6, 3e-6)),
+        Row("limit", 2, 4096, 1e-6, 30.0, (1e-6, 2e-6)),
+        Row("gloo", 2, 4096, 5e-4, 200.0, (5e-4, 5e-4)),
+    ]
+    cells = table.all_reduce_rows(rows)
+    assert [row[5] for row in cells] == ["1.00", "0.50", "250.00"]
+    assert [row[6] for row in cells] == ["1.75 (<inf)", "", "375.00 (<inf)"]
+    lines = table.align(table.all_reduce_header(with_limit=True), cells)
     assert lines[1].split()[:5] == ["tfdist", "4.1", "KB", "2", "us"]
+    assert len(table.all_reduce_rows([rows[0], rows[2]])[0]) == len(table.all_reduce_header())
+
+
+@pytest.mark.parametrize(("rounds", "place"), [(5, 5), (15, 12), (30, 20), (100, 59)])
+def test_the_bound_of_the_median_ratio_is_an_order_statistic(rounds, place):
+    numerators = [float(index + 1) for index in range(rounds)][::-1]
+    median, bound = median_ratio(numerators, [1.0] * rounds)
+    assert median == (rounds + 1) / 2 and bound == place
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.31e-6, "1.31 us"), (0.0271, "27.1 ms"), (1.5, "1.5 s"), (999.7e-6, "1 ms"), (2e-8, "0.02 us")],
+)
+def test_durations(seconds, text):
+    assert table.duration(seconds) == text
+
+
+def test_sizes():
+    assert [table.size(value) for value in (4, 4096, 1 << 20, 100_000_000)] == ["4 B", "4.1 KB", "1.05 MB", "100 MB"]
 
 
 def test_the_machine_is_one_line():
     text = machine.describe()
     assert "cores" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("module", ["all_reduce", "limits", "fit"])
+def test_the_coordinator_imports_no_tensorflow(module):
+    code = (
+        f"import sys, tfdist.bench.{module}; sys.exit(any(n in sys.modules for n in ('tensorflow', 'keras', 'torch')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -11,7 +11,8 @@ import pytest
 from tfdist.cluster import Cluster, variables
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.store import StoreServer
-from tfdist.comm import mesh
+from tfdist.collectives import ALL_REDUCE, Topology
+from tfdist.comm import local, mesh, shared_memory
 from tfdist.comm.group import Group
 from tfdist.errors import AuthenticationError, RendezvousError
 
@@ -48,7 +49,9 @@ def form(world_size, server, *, timeout=10.0, present=None, secrets=None, genera
             )
             if num_sockets:
                 assert all(peer is None or len(peer) == num_sockets[0] for peer in formed.sockets)
-            outcome[rank] = Group(rank, world_size, formed.sockets, timeout=10, segments=formed.segments)
+            settings = dict(segments=formed.segments, topology=formed.topology)
+            outcome[rank] = Group(rank, world_size, formed.sockets, timeout=10, **settings)
+            shared_memory.close_all(formed.segments)
         except Exception as error:
             outcome[rank] = error
 
@@ -95,6 +98,21 @@ def test_rank_0_says_how_many_sockets_a_pair_has(server, count):
     groups = form(3, server, num_sockets={0: count, 1: 16})
     results = reduce_everywhere(list(groups.values()))
     assert all((results[rank] == 6).all() for rank in range(3))
+
+
+def test_sixty_four_ranks_meet_and_reduce_by_every_algorithm(server):
+    groups = form(64, server, timeout=60.0)
+
+    def body(group):
+        for algorithm in ALL_REDUCE:
+            result = group.all_reduce(np.arange(100.0) + group.rank, algorithm=algorithm)
+            np.testing.assert_array_equal(result, 64 * np.arange(100.0) + 63 * 32)
+        return group.topology
+
+    topologies = local.on_threads([groups[rank] for rank in range(64)], body)
+    assert set(topologies) == {Topology((range(64),), shared=os.environ["TFDIST_TRANSPORT"] == "shm")}
+    for group in groups.values():
+        group.close()
 
 
 def test_the_missing_are_named_on_every_rank(server):

@@ -64,7 +64,7 @@ inline float widen(uint16_t half, Format format) {
   return sign != 0 ? -magnitude : magnitude;
 }
 
-// Integers wrap and are divided toward zero; a NaN on either side of min and max is handed on.
+// Integers wrap and are divided toward zero; min and max order the zeros by sign, and a NaN on either side becomes the one.
 template <typename V>
 V combine(V a, V b, int reduce, double divisor) {
   using Limits = std::numeric_limits<V>;
@@ -79,8 +79,8 @@ V combine(V a, V b, int reduce, double divisor) {
     if (divisor != 1) return sum / static_cast<V>(divisor);
     if (reduce == TFDIST_PRODUCT) return a * b;
     if (reduce == TFDIST_SUM || reduce == TFDIST_MEAN) return sum;
-    if (std::isnan(a)) return a;
-    if (std::isnan(b)) return b;
+    if (std::isnan(a) || std::isnan(b)) return Limits::quiet_NaN();
+    if (a == b) return (std::signbit(a) == (reduce == TFDIST_MIN)) ? a : b;
   }
   if (reduce == TFDIST_MIN) return a < b ? a : b;
   return a > b ? a : b;

@@ -314,6 +314,41 @@ def differing_arguments(strategy, folder):
     return {"local messages": messages}
 
 
+def ways_to_travel(strategy, folder):
+    """The weights after training with every all-reduce, buckets of all sizes, and gradients that travel narrowed."""
+    import tfdist
+    from tfdist.collectives import ALL_REDUCE
+
+    def train(**arguments):
+        keras.utils.set_random_seed(3)
+        with tfdist.RingAllReduceStrategy(strategy.worker_group, **arguments).scope():
+            model = mlp(units=512)  # the kernels are large enough to be reduced where they lie
+            x, y = data(64, features=5)
+            model.compile("sgd", "mse", jit_compile=False)
+            start = model.get_weights()
+            model.fit(x, y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+            return [after - before for before, after in zip(start, model.get_weights())]
+
+    moved = {f"algorithm {name}": train(algorithm=name) for name in ALL_REDUCE}
+    moved.update({f"bucket_bytes {size}": train(bucket_bytes=size) for size in (1, 3000, 1 << 30)})
+    keras.config.set_floatx("float32")
+    try:
+        ways = {"as it is": {}, "as bfloat16": {"wire_dtype": "bfloat16"}, "as float16": {"wire_dtype": "float16"}}
+        moved.update({f"float32 {way}": train(**arguments) for way, arguments in ways.items()})
+    finally:
+        keras.config.set_floatx("float64")
+    messages = []
+    for argument in ({"wire_dtype": "int8"}, {"algorithm": "star"}, {"bucket_bytes": 0}):
+        try:
+            tfdist.RingAllReduceStrategy(strategy.worker_group, **argument)
+        except tfdist.errors.ConfigurationError as error:
+            messages.append(str(error))
+    return {
+        "moved": {way: np.concatenate([part.ravel() for part in parts]).tolist() for way, parts in moved.items()},
+        "messages": messages,
+    }
+
+
 def two_threads(strategy, folder):
     """Two models trained by two threads of each worker at once."""
     import threading

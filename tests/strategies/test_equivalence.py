@@ -22,9 +22,13 @@ def one():
     return run_workers(1, "tests.strategies.cases:run_cases", names=list(cases.CASES), timeout=400)[0]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[(2, "tcp"), (3, "shm")], ids=["2-tcp", "3-shm"])
 def many(request):
-    return run_workers(request.param, "tests.strategies.cases:run_cases", names=list(cases.CASES), timeout=800)
+    num_workers, transport = request.param
+    environment, names = {"TFDIST_TRANSPORT": transport}, list(cases.CASES)
+    return run_workers(
+        num_workers, "tests.strategies.cases:run_cases", timeout=800, environment=environment, names=names
+    )
 
 
 @pytest.mark.parametrize("name", list(cases.CASES))

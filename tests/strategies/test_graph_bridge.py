@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdist.comm import failures, local
+from tfdist.comm import failures, library, local
 from tfdist.errors import ConfigurationError, MismatchError
 from tfdist.strategies import graph_bridge as bridge
 
@@ -53,6 +53,23 @@ def test_weighted_mean_and_a_rank_without_rows(world_size):
             np.testing.assert_allclose(results[0], [expected, 8.0], rtol=1e-7)
 
     local.run(world_size, body)
+
+
+def test_only_what_something_else_needs_is_copied():
+    """Large tensors are reduced in their own memory, in one bucket with small ones, which are packed."""
+
+    def body(group):
+        @tf.function(autograph=False)
+        def program(large, small, needed):
+            tensors = [large + 1.0, small + 1.0, needed]
+            return bridge.all_reduce(tensors, group=group)
+
+        arguments = [tf.fill([size], group.rank + 0.0) for size in (50_021, 3, 20_000)]
+        for reduced, expected in zip(program(*arguments), (3.0, 3.0, 1.0)):
+            np.testing.assert_array_equal(reduced, np.full(reduced.shape, expected))
+        return library.core().tfdist_group_copied_bytes(group.native)
+
+    assert local.run(2, body) == [4 * (3 + 20_000)] * 2
 
 
 @pytest.mark.parametrize("weights", [None, (4.0, 4.0, 4.0), (1.0, 2.0, 3.0)])
@@ -284,9 +301,8 @@ def test_operations_are_registered_for_gpus_with_their_arguments_in_host_memory(
 
     operations()
     for name, arguments in [
-        ("TfdistStart", {"tensors", "scale", "divisor", "step", "offsets", "ticket"}),
-        ("TfdistStartInPlace", {"tensor", "scale", "divisor", "step", "offsets", "ticket", "held"}),
-        ("TfdistWait", {"tickets", "like", "reduced"}),
+        ("TfdistStart", {"tensors", "scale", "divisor", "step", "offsets", "ticket", "held"}),
+        ("TfdistWait", {"tickets", "held", "reduced"}),
     ]:
         registered = {k.device_type: set(k.host_memory_arg) for k in kernels.get_registered_kernels_for_op(name).kernel}
         assert set(registered) == {"CPU", "GPU"}

@@ -22,13 +22,16 @@ _LAWS = [
     "unknown_length",
     "static_single_rows",
     "differing_arguments",
+    "ways_to_travel",
 ]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[(2, "shm"), (3, "tcp")], ids=["2-shm", "3-tcp"])
 def ranks(request, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("laws"))
-    return run_workers(request.param, "tests.strategies.laws:checks", names=_LAWS, folder=folder, timeout=300)
+    num_workers, transport = request.param
+    arguments = dict(names=_LAWS, folder=str(tmp_path_factory.mktemp("laws")))
+    environment = {"TFDIST_TRANSPORT": transport}
+    return run_workers(num_workers, "tests.strategies.laws:checks", timeout=300, environment=environment, **arguments)
 
 
 @pytest.mark.parametrize("law", _LAWS)
@@ -140,3 +143,23 @@ def test_differing_arguments_are_named(ranks):
         assert "model.fit" in epochs and "epochs=1 on rank 0, epochs=2 on rank 1" in epochs
         assert "batch_size=8 on rank 0, batch_size=9 on rank 1" in batch_size
         assert "rows=37 on rank 0, rows=36 on rank 1" in rows
+
+
+def test_all_ways_to_travel_train_alike(ranks):
+    moved = ranks[0]["ways_to_travel: moved"]
+    for result in ranks:
+        assert result["ways_to_travel: moved"] == moved  # bit-equal on all ranks
+    exact = [np.array(values) for way, values in moved.items() if not way.startswith("float32")]
+    for other in exact[1:]:
+        assert np.abs(other - exact[0]).max() < 1e-12 * np.abs(exact[0]).max()
+    whole = np.array(moved["float32 as it is"])
+    for way, bits in (("as bfloat16", 8), ("as float16", 11)):
+        error = np.abs(np.array(moved[f"float32 {way}"]) - whole).max() / np.abs(whole).max()
+        assert 0 < error < 2.0**-bits * 4, way
+
+
+def test_what_cannot_travel_is_refused(ranks):
+    wire_dtype, algorithm, bucket_bytes = ranks[0]["ways_to_travel: messages"]
+    assert "wire_dtype is expected to be None" in wire_dtype and "'int8'" in wire_dtype
+    assert "algorithm is expected to be one of" in algorithm and "'star'" in algorithm
+    assert "bucket_bytes is expected to be > 0. Received: bucket_bytes=0" in bucket_bytes

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 
-from tfdist.bench import machine, options, peers, table
+from tfdist.bench import explain, machine, options, peers, table
 from tfdist.bench.crew import CrewFailedError
 from tfdist.bench.rounds import measure
 from tfdist.errors import ConfigurationError
@@ -30,8 +30,10 @@ def main(arguments):
         raise ConfigurationError(
             f"--world-size is expected to be from 2 to {_MAX_RANKS}. Received: {chosen.world_size}. Choose another."
         )
+    if chosen.explain:
+        explain.check(chosen)
     if chosen.plot:
-        table.plotter()
+        table.check_plot(chosen.plot)
     setting = peers.Setting(
         world_size=chosen.world_size,
         transport=chosen.transport,
@@ -39,6 +41,8 @@ def main(arguments):
         wire_dtype=chosen.wire_dtype,
         peer_python=options.find_interpreter(chosen.peer_python),
     )
+    if chosen.explain:
+        return explain.run(chosen, setting)
     return run(chosen, setting, _crews(chosen, setting))
 
 
@@ -53,10 +57,9 @@ def run(chosen, setting, crews):
     Returns:
       The exit code.
     """
-    warnings, rows = [], []
+    rows = []
 
     def warn(text):
-        warnings.append(text)
         sys.stderr.write(f"tfdist bench: {' '.join(text.split())}\n")
         sys.stderr.flush()
 
@@ -71,7 +74,7 @@ def run(chosen, setting, crews):
             _show(found, chosen.json, first=num_bytes == chosen.bytes[0])
     if chosen.plot and rows:
         table.plot(chosen.plot, rows, title)
-    return 1 if warnings or not rows else 0
+    return 0 if len(opened) == len(crews) else 1  # those that failed are gone
 
 
 def _crews(chosen, setting):
@@ -104,7 +107,7 @@ def _show(rows, as_json, first):
             _write(table.all_reduce_json(row))
         return
     # Sizes appear as they are done, so the width of a column cannot be known.
-    lines = table.align(table.all_reduce_header(), table.all_reduce_rows(rows), _COLUMN)
+    lines = table.align(table.all_reduce_header(any(map(table.is_limit, rows))), table.all_reduce_rows(rows), _COLUMN)
     _write("\n".join([*([] if first else [""]), *lines[0 if first else 1 :]]))
 
 
@@ -130,6 +133,7 @@ def _parser():
     options.add_peer_options(parser)
     add("--rounds", type=count(3), default=15, metavar="R", help="turns of each library at each size (15)")
     add("--seconds", type=seconds, metavar="S", help="stop a size's rounds after so long, the third at the earliest")
+    add("--explain", action="store_true", help="every algorithm of tfdist, as predicted and as measured")
     add("--json", action="store_true", help="for programs: one line a library and size")
     add("--plot", metavar="FILE", help="draw the times; needs matplotlib")
     return parser

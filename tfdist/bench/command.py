@@ -8,6 +8,7 @@ from tfdist.errors import ConfigurationError
 
 BENCHMARKS = {  # name -> (module with main(arguments) -> exit code, what it measures)
     "all-reduce": ("tfdist.bench.all_reduce", "sums of buffers over ranks, beside Gloo, Open MPI and MPICH"),
+    "fit": ("tfdist.bench.fit", "samples per second of model.fit, and what communication costs of a step"),
     "limits": ("tfdist.bench.limits", "what this machine allows: copies, additions, shared memory, TCP"),
 }
 

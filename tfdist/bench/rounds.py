@@ -1,6 +1,7 @@
 """Measures crews in turns: in each round every crew runs once, all others sleeping, in an order that rotates."""
 
 import dataclasses
+import itertools
 import statistics
 import time
 
@@ -24,6 +25,7 @@ class Row:
       bytes: int, of each rank's buffer.
       seconds_median: float, of one operation: the slowest rank's, the median over all blocks of all rounds.
       rss_mb: float, the largest peak resident memory of a rank (10^6 bytes).
+      rounds: tuple of float, the median of each round; rounds of the peers of one size belong together.
     """
 
     peer: str
@@ -31,6 +33,7 @@ class Row:
     bytes: int
     seconds_median: float
     rss_mb: float
+    rounds: tuple[float, ...] = ()
 
     @property
     def busbw_gbps(self):
@@ -42,7 +45,7 @@ class _Turns:
     """A crew's part in the measurement of one size."""
 
     def __init__(self, crew, num_bytes):
-        self.crew = crew
+        self.crew, self._bytes = crew, num_bytes
         digests = [reply["digest"] for reply in crew.ask("prepare", num_bytes=num_bytes)]
         if len(set(digests)) > 1:
             raise CrewFailedError(
@@ -50,7 +53,7 @@ class _Turns:
             )
         self._iterations, self._blocks, self._warmup = 1, 1, 1
         self._calibrate()
-        self.seconds = []
+        self._rounds = []  # the seconds of all blocks of each
         self.idle_seconds = -crew.cpu_seconds()
 
     def _calibrate(self):
@@ -67,13 +70,16 @@ class _Turns:
     def take(self):
         """One turn."""
         begin = self.crew.cpu_seconds()
-        self.seconds += self._run(self._iterations, self._blocks)
+        self._rounds.append(self._run(self._iterations, self._blocks))
         self.idle_seconds -= self.crew.cpu_seconds() - begin
 
     def finish(self):
+        """Returns the `Row`."""
         self.idle_seconds += self.crew.cpu_seconds()
         memory = max(reply["rss_mb"] for reply in self.crew.ask("release"))
-        return statistics.median(self.seconds), memory
+        seconds = statistics.median(itertools.chain.from_iterable(self._rounds))
+        by_round = tuple(map(statistics.median, self._rounds))
+        return Row(self.crew.name, self.crew.world_size, self._bytes, seconds, memory, by_round)
 
 
 def measure(crews, num_bytes, *, rounds, seconds=None, warn):
@@ -104,10 +110,7 @@ def measure(crews, num_bytes, *, rounds, seconds=None, warn):
     for turn in turns:
         if turn.crew not in crews:
             continue
-        finished = []
-        _unless_failed(crews, turn.crew, warn, lambda turn=turn, to=finished: to.append(turn.finish()))
-        for median, memory in finished:
-            rows.append(Row(turn.crew.name, turn.crew.world_size, num_bytes, median, memory))
+        _unless_failed(crews, turn.crew, warn, lambda turn=turn: rows.append(turn.finish()))
         if turn.idle_seconds > _IDLE_SHARE * wall:
             warn(f"{turn.crew.name} used {turn.idle_seconds:.2f} s of processor time while others were measured")
     return rows

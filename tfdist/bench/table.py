@@ -2,7 +2,9 @@
 
 import importlib
 import json
+from pathlib import Path
 
+from tfdist.bench.ratio import median_ratio
 from tfdist.errors import ConfigurationError
 
 
@@ -17,8 +19,8 @@ def size(num_bytes):
 def duration(seconds):
     """Returns e.g. "1.31 us" or "27.1 ms"."""
     for unit, scale in (("us", 1e-6), ("ms", 1e-3)):
-        if seconds < scale * 1000:
-            return f"{seconds / scale:.3g} {unit}" if seconds < scale * 999.5 else f"{seconds / scale:.0f} {unit}"
+        if seconds < 999.5 * scale:
+            return f"{seconds / scale:.3g} {unit}"
     return f"{seconds:.3g} s"
 
 
@@ -33,18 +35,29 @@ def align(header, rows, least=0):
     ]  # fmt: skip
 
 
-def all_reduce_header():
-    return ("peer", "bytes", "time", "busbw GB/s", "rss MB", "x fastest")
+def all_reduce_header(with_limit=False):
+    """Returns the names of the columns."""
+    return ("peer", "bytes", "time", "busbw GB/s", "rss MB", "x fastest", *(("x limit (95 %)",) if with_limit else ()))
 
 
 def all_reduce_rows(rows):
-    """Returns the cells of one size; the last column is the time over that of the fastest peer (the limit is none)."""
+    """Returns the cells of one size.
+
+    "x fastest" is the time over that of the fastest peer (the limit is none). "x limit", where there is one, is the median
+    over rounds of the time over the limit's in the same round, and in brackets the bound below which that median lies with
+    95 % confidence.
+    """
     fastest = min((row.seconds_median for row in rows if not is_limit(row)), default=None)
+    limit = next((row for row in rows if is_limit(row)), None)
     return [
         (row.peer, size(row.bytes), duration(row.seconds_median), f"{row.busbw_gbps:.3g}", f"{row.rss_mb:.0f}",
-         f"{row.seconds_median / fastest:.2f}" if fastest else "")
+         f"{row.seconds_median / fastest:.2f}" if fastest else "", *((_over(row, limit),) if limit else ()))
         for row in rows
     ]  # fmt: skip
+
+
+def _over(row, limit):
+    return "" if row is limit else "{:.2f} (<{:.2f})".format(*median_ratio(row.rounds, limit.rounds))
 
 
 def is_limit(row):
@@ -80,6 +93,22 @@ def plotter():
         ) from None
     matplotlib.use("Agg")
     return importlib.import_module("matplotlib.pyplot")
+
+
+def check_plot(path):
+    """Refuses what `plot` could not write, before minutes of measuring.
+
+    Raises:
+      ConfigurationError: no matplotlib, no such folder, or a format that it does not know.
+    """
+    formats = sorted(plotter().figure().canvas.get_supported_filetypes())
+    plotter().close("all")
+    path = Path(path)
+    if not path.parent.is_dir() or path.suffix[1:] not in formats:
+        raise ConfigurationError(
+            f"--plot is expected to name a file in an existing folder, of a format such as {', '.join(formats)}. "
+            f"Received: {str(path)!r}. Name another."
+        )
 
 
 def plot(path, rows, title):

@@ -39,12 +39,25 @@ def receive_exactly(sock, num_bytes, deadline=None):
     buffer = bytearray(num_bytes)
     view, have = memoryview(buffer), 0
     while have < num_bytes:
-        sock.settimeout(None if deadline is None else _remaining(deadline))
-        received = sock.recv_into(view[have:])
+        received = _receive_into(sock, view[have:], deadline)
         if received == 0:
             raise ConnectionClosedError(f"connection closed after {have} of {num_bytes} bytes")
         have += received
     return bytes(buffer)
+
+
+def receive_some(sock, most_bytes, deadline):
+    """Reads what is there, from 1 to `most_bytes` bytes; waits and raises as `receive_exactly`."""
+    buffer = bytearray(most_bytes)
+    received = _receive_into(sock, buffer, deadline)
+    if received == 0:
+        raise ConnectionClosedError(f"connection closed after 0 of {most_bytes} bytes")
+    return bytes(buffer[:received])
+
+
+def _receive_into(sock, buffer, deadline):
+    sock.settimeout(None if deadline is None else _remaining(deadline))
+    return sock.recv_into(buffer)
 
 
 def send_all(sock, data, deadline):

@@ -17,7 +17,7 @@ import os
 import struct
 import time
 
-from tfdist.cluster.frames import ConnectionClosedError, receive_exactly, send_all
+from tfdist.cluster.frames import ConnectionClosedError, receive_exactly, receive_some, send_all
 from tfdist.errors import AuthenticationError, ConfigurationError
 
 MAX_IDENTITY_BYTES = 1024
@@ -106,10 +106,10 @@ def _exchange(sock, secret, initiator, identity, deadline):
 
 
 def _receive_hello(sock, deadline):
-    # The magic is read by itself, so that a peer speaking something else is told apart at its first byte, not awaited.
+    # The magic is read by itself, so that a peer speaking something else is told apart at its first bytes, not awaited.
     magic = b""
     while len(magic) < len(_MAGIC):
-        magic += receive_exactly(sock, 1, deadline)
+        magic += receive_some(sock, len(_MAGIC) - len(magic), deadline)
         if not _MAGIC.startswith(magic):
             raise AuthenticationError(
                 f"The peer was expected to speak tfdist's protocol. Received: first bytes {magic!r}. "

@@ -14,7 +14,8 @@ Set by you where the default does not fit:
     TFDIST_TRANSPORT     how workers of one host exchange data: auto, shm (shared memory, or an error) or tcp
     TFDIST_SOCKETS_PER_PEER  how many sockets, 1 to 16, two workers share; rank 0's holds; default: 1
     TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
-    TFDIST_PLAN          a file that an earlier job saved its measured rates to: the same choices are made again
+    TFDIST_PLAN          a file: where it exists its rates are used, else those measured are saved to it, so that later
+                         jobs make the same choices; or "default": nothing is measured, ordinary rates are used
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
 An empty variable counts as not set.
 """
@@ -24,6 +25,7 @@ import math
 from tfdist.errors import ConfigurationError
 
 TRANSPORTS = ("auto", "shm", "tcp")
+DEFAULT_PLAN = "default"
 
 
 def integer(environ, name, default=None):
@@ -118,3 +120,19 @@ def sockets_per_peer(environ):
             "Correct it, or unset it."
         )
     return value
+
+
+def algorithm(environ, known):
+    """Reads TFDIST_ALGORITHM, one of the names `known`; None where it is not set."""
+    value = environ.get("TFDIST_ALGORITHM", "") or None
+    if value is not None and value not in known:
+        raise ConfigurationError(
+            f"TFDIST_ALGORITHM is expected to be one of {', '.join(known)}. "
+            f"Received: TFDIST_ALGORITHM={value!r}. Correct it, or unset it to have the fastest chosen."
+        )
+    return value
+
+
+def plan(environ):
+    """Reads TFDIST_PLAN, a path or `DEFAULT_PLAN`; None where it is not set."""
+    return environ.get("TFDIST_PLAN", "") or None

@@ -3,8 +3,8 @@
 import math
 from typing import NamedTuple
 
-from tfdist.collectives.rates import default_rates, from_list, seconds, to_list
-from tfdist.collectives.registry import ALL_REDUCE
+from tfdist.collectives.choose import predict
+from tfdist.collectives.rates import default_rates, from_list, to_list
 
 _REDUCE = 6  # the place of the reduction in `to_list`; it is measured by itself
 # How uncertain the defaults are, in units of a probe's noise, as logarithms: each a factor of 7 against 10 %. Those that
@@ -54,9 +54,8 @@ def fit(topology, probes, reduce_seconds_per_byte):
 
 def _counts(topology, probe, start):
     """The seconds that each of the rates `start` contributes to a probe: what it would take if the others were 0."""
-    cost = ALL_REDUCE[probe.algorithm].cost(topology, probe.num_bytes)
     alone = [[rate * (place == other) for other, rate in enumerate(start)] for place in range(len(start))]
-    return [seconds(cost, from_list(rates)) for rates in alone]
+    return [predict(probe.algorithm, topology, from_list(rates), probe.num_bytes) for rates in alone]
 
 
 def _prior(size):

@@ -55,7 +55,7 @@ ALGORITHMS = {
     "all_reduce": ALL_REDUCE["ring"],
     "reduce_scatter": Algorithm(ring.reduce_scatter, _one_per_rank),
     "all_gather": Algorithm(ring.all_gather, _one_per_rank),
-    "broadcast": Algorithm(broadcast.broadcast, lambda world_size: 1),
+    "broadcast": Algorithm(broadcast.broadcast, lambda world_size, root=0: 1),
     "all_to_all": Algorithm(all_to_all.all_to_all, lambda world_size: 2 * world_size),
     "barrier": Algorithm(barrier.barrier, lambda world_size: 2),
 }

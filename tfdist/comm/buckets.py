@@ -2,8 +2,6 @@
 
 import dataclasses
 
-DEFAULT_BUCKET_BYTES = 4 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
@@ -18,7 +16,7 @@ class Bucket:
     dtype: str
 
 
-def plan_buckets(sizes_bytes, dtypes, bucket_bytes=DEFAULT_BUCKET_BYTES):
+def plan_buckets(sizes_bytes, dtypes, bucket_bytes):
     """Cuts a list of tensors into buckets, in order, separately for each dtype.
 
     A bucket is closed by the tensor that fills it, so that a large tensor does not wait for the next one.

@@ -9,8 +9,10 @@ from tfdist import cluster as clusters
 from tfdist.cluster import variables
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.store import StoreServer
-from tfdist.comm import mesh, shared_memory
+from tfdist.collectives import ALL_REDUCE
+from tfdist.comm import mesh, shared_memory, tuning
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
+from tfdist.errors import TfdistError
 
 _RENDEZVOUS_SECONDS = 120.0
 _lock = threading.Lock()  # guards _group
@@ -50,25 +52,39 @@ def reset_default_group():
 def _form(cluster, timeout):
     if timeout is None:
         timeout = cluster.timeout or DEFAULT_TIMEOUT_SECONDS
+    algorithm = variables.algorithm(os.environ, ALL_REDUCE)
     if cluster.world_size == 1:
         return Group(0, 1, timeout=timeout)
     if cluster.source == "tfdist run":
         from tfdist.launch import report
 
         report.install()
-    server = None
     if cluster.serves_store:
         host, port = parse_address(cluster.store_address)
-        server = StoreServer(host, port, secret=cluster.secret)
-        atexit.register(server.close)
+        atexit.register(StoreServer(host, port, secret=cluster.secret).close)
+    group = _connect(cluster, timeout)
+    try:
+        group.algorithm = algorithm
+        tuning.tune(group, variables.plan(os.environ))
+    except TfdistError:  # on all ranks alike
+        group.close()
+        raise
+    except BaseException as error:
+        group.close(f"rank {group.rank} failed: {type(error).__name__}: {error}")
+        raise
+    return group
+
+
+def _connect(cluster, timeout):
     formed = mesh.connect(
         cluster,
         timeout=min(timeout, _RENDEZVOUS_SECONDS),
         transport=variables.transport(os.environ),
         sockets_per_peer=variables.sockets_per_peer(os.environ),
     )
+    settings = dict(timeout=timeout, segments=formed.segments, topology=formed.topology)
     try:
-        return Group(cluster.rank, cluster.world_size, formed.sockets, timeout=timeout, segments=formed.segments)
+        return Group(cluster.rank, cluster.world_size, formed.sockets, **settings)
     finally:
         shared_memory.close_all(formed.segments)
 

@@ -11,9 +11,11 @@ import time
 
 import numpy as np
 
-from tfdist.collectives import ALGORITHMS
+from tfdist.collectives import Topology
 from tfdist.comm import library
 from tfdist.comm.failures import raise_failure
+from tfdist.comm.plans import Plans
+from tfdist.comm.prepared import PreparedAllReduce, in_place, reducible, text, wire_number
 from tfdist.errors import ConfigurationError, MismatchError
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
@@ -41,12 +43,23 @@ class Group:
       segments: None, or one descriptor per rank of shared memory (`comm.shared_memory`), -1 where a rank's memory is
         not shared; the caller closes them.
       generation: int, of the membership; frames of another one are refused.
+      topology: the `Topology`, equal on all ranks; None: one host of all ranks, which share memory where `segments` do.
 
     Raises:
       ConfigurationError: an argument is out of range, or the native library does not load.
     """
 
-    def __init__(self, rank, world_size, sockets=(), *, timeout=DEFAULT_TIMEOUT_SECONDS, segments=None, generation=0):
+    def __init__(
+        self,
+        rank,
+        world_size,
+        sockets=(),
+        *,
+        timeout=DEFAULT_TIMEOUT_SECONDS,
+        segments=None,
+        generation=0,
+        topology=None,
+    ):
         if not 0 <= rank < world_size:
             raise ConfigurationError(
                 f"rank is expected to be in [0, world_size). Received: rank={rank}, world_size={world_size}. "
@@ -54,15 +67,15 @@ class Group:
             )
         self.rank, self.world_size = rank, world_size
         self.id = 0
-        self._native = None
+        self.native = None
         self.timeout = timeout
-        self._plans = {}
-        self._plans_lock = threading.Lock()  # guards _plans
         self._first_thread = None
         self._kept = []  # arrays that a failed operation may still be sending
+        topology = _checked(topology, world_size, segments)
         if world_size > 1:
-            self._native = _create(rank, world_size, sockets, segments, generation, self._timeout)
-            self.id = library.core().tfdist_group_id(self._native)
+            self.native = _create(rank, world_size, sockets, segments, generation, self._timeout)
+            self.id = library.core().tfdist_group_id(self.native)
+        self._plans = Plans(self.native, rank, topology)
 
     @property
     def timeout(self):
@@ -76,31 +89,121 @@ class Group:
                 f"timeout is expected to be > 0 seconds. Received: timeout={seconds}. Pass e.g. 600."
             )
         self._timeout = float(seconds)
-        if self._native is not None:
-            library.core().tfdist_group_set_timeout(self._native, self._timeout)
+        self.first_wait_seconds = min(self._timeout / 2, _SIGNAL_SECONDS)
+        if self.native is not None:
+            library.core().tfdist_group_set_timeout(self.native, self._timeout)
 
-    def all_reduce(self, array, op="sum", *, name="all_reduce"):
+    @property
+    def topology(self):
+        """Which ranks share a host (`tfdist.collectives.Topology`)."""
+        return self._plans.topology
+
+    @property
+    def rates(self):
+        """How fast the machines are (`tfdist.collectives.rates.Rates`): ordinary unless measured (`comm.tuning`)."""
+        return self.choice.rates
+
+    @property
+    def choice(self):
+        """Which all-reduce from which size on (`comm.plans.Choice`); to be set alike on all ranks, or by none."""
+        return self._plans.choice
+
+    @choice.setter
+    def choice(self, value):
+        self._plans.choice = value
+
+    @property
+    def algorithm(self):
+        """The all-reduce algorithm for every size, or None: the fastest for each; to be set alike on all ranks."""
+        return self._plans.algorithm
+
+    @algorithm.setter
+    def algorithm(self, name):
+        self._plans.algorithm = name
+
+    @property
+    def bucket_bytes(self):
+        """How large a bucket of gradients should be: its fixed cost is then at most a tenth of its time."""
+        return self._plans.bucket_bytes
+
+    def all_reduce(self, array, op="sum", *, name="all_reduce", wire_dtype=None, algorithm=None):
         """Reduces `array` element by element over all ranks; every rank gets the same bits.
 
-        Costs 2 (P-1)/P of the array's bytes sent per rank (Patarasuk & Yuan 2009).
+        Costs at best 2 (P-1)/P of the array's bytes sent per rank (Patarasuk & Yuan 2009); see `tfdist/collectives`.
+        "min" and "max" order the zeros by sign and hand on NaNs as one. Where several ranks hold a NaN, which of them a
+        sum or product ends as (its payload) may differ between ranks.
 
         Args:
           array: of equal shape on all ranks; float32, float64, bfloat16, float16, int32 or int64.
           op: "sum", "mean" (integers truncate toward zero), "min", "max" or "product".
           name: shown in errors, must be equal on all ranks.
+          wire_dtype: None, or "bfloat16" or "float16": float32 then travels as that, which halves the bytes sent. It is
+            added in float32; each send rounds to nearest (a relative error of at most 2^-8, or 2^-11 and no more than
+            65504), on the sender too, so all ranks still get the same bits. In a ring a partial sum is rounded at each
+            of its P - 1 hops, and the sum once before it is handed out: within P 2^-8 of the exact one for terms of
+            one sign.
+          algorithm: None, or a name of `tfdist.collectives.ALL_REDUCE`, equal on all ranks; it wins over `algorithm` of
+            the group and over the choice by size.
 
         Returns:
           A new array of the same shape and dtype.
 
         Raises:
-          ConfigurationError: unsupported dtype or op.
+          ConfigurationError: unsupported dtype, op, wire_dtype or algorithm.
           MismatchError: ranks disagree; WorkerLostError: a peer is gone; CollectiveTimeoutError: somebody is late.
         """
         result = np.array(array, order="C", copy=True)
-        dtype = _reducible(result.dtype, op)
-        work = _flat(result)
-        self._run("all_reduce", work, dtype, op, f"{name} ({op}) of {_text(result)}")
+        self.prepare_all_reduce(result, op, name=name, wire_dtype=wire_dtype, algorithm=algorithm)()
         return result
+
+    def prepare_all_reduce(self, array, op="sum", *, name="all_reduce", wire_dtype=None, algorithm=None):
+        """Sets up an all-reduce of one array, to be run many times, as MPI_Allreduce_init (MPI 4.0, section 6.13) does.
+
+        Use it where the same array is reduced again and again: a call then costs little more than the core's work.
+
+        Args:
+          array: C-contiguous and writable; each call reduces in place what it holds then.
+          op, name, wire_dtype, algorithm: as for `all_reduce`.
+
+        Returns:
+          A `PreparedAllReduce`: call it without arguments, in the same order among collectives on all ranks, and from
+          one thread at a time. It keeps the array alive.
+
+        Raises:
+          ConfigurationError: as for `all_reduce`, or the array cannot be changed in place. Calls raise the rest.
+        """
+        work = in_place(array)
+        dtype = reducible(work.dtype, op)
+        wire, num_bytes = wire_number(wire_dtype, dtype), work.nbytes
+        chosen = self.algorithm_for(num_bytes if wire == 0 else num_bytes // 2, algorithm)
+        if self.world_size == 1:
+            return PreparedAllReduce(self, work, None)
+        operation = library.Operation(
+            plan=self._plans.all_reduce(chosen),
+            dtype=library.DTYPES[dtype],
+            wire_dtype=wire,
+            reduce=library.REDUCTIONS[op],
+            scale=1.0,
+            channel=self.program_channel(),
+            step=-1,
+            description=f"{name} ({op}) of {text(array)} by {chosen}".encode(),
+            work=work.ctypes.data,
+            elements=work.size,
+        )
+        return PreparedAllReduce(self, work, operation)
+
+    def algorithm_for(self, num_bytes, algorithm=None):
+        """Returns the name of the all-reduce algorithm for an array; arguments as for `all_reduce_plan`."""
+        return self._plans.name(num_bytes, algorithm)
+
+    def all_reduce_plan(self, num_bytes, algorithm=None):
+        """Returns the native number of the plan for an all-reduce; equal arguments pair up on all ranks.
+
+        Args:
+          num_bytes: int, what travels of the whole array; None where it is unknown: then as for 1 MiB.
+          algorithm: as for `all_reduce`.
+        """
+        return self._plans.all_reduce(self.algorithm_for(num_bytes, algorithm))
 
     def broadcast(self, array, root=0, *, name="broadcast"):
         """Returns `root`'s array on every rank; shape and dtype (any of fixed size) must agree. Costs its bytes once."""
@@ -108,7 +211,7 @@ class Group:
         result = np.array(array, order="C", copy=True)
         work, dtype = _bytes_of(result)
         self._run(
-            "broadcast", work, dtype, "sum", f"{name} from rank {root} of {_text(result)}", options=(("root", root),)
+            "broadcast", work, dtype, "sum", f"{name} from rank {root} of {text(result)}", options=(("root", root),)
         )
         return result
 
@@ -151,10 +254,12 @@ class Group:
           A new array: this rank's rows, reduced. Costs (P-1)/P of the array's bytes sent per rank.
         """
         result = np.array(array, order="C", copy=True, ndmin=1)
-        dtype = _reducible(result.dtype, op)
+        dtype = reducible(result.dtype, op)
         ends = np.array([result.shape[0] * r // self.world_size for r in range(self.world_size + 1)], np.int64)
         row = int(np.prod(result.shape[1:], dtype=np.int64))
-        self._run("reduce_scatter", _flat(result), dtype, op, f"{name} ({op}) of {_text(result)}", offsets=ends * row)
+        self._run(
+            "reduce_scatter", result.reshape(-1), dtype, op, f"{name} ({op}) of {text(result)}", offsets=ends * row
+        )
         return result[ends[self.rank] : ends[self.rank + 1]].copy()
 
     def all_to_all(self, array, *, name="all_to_all"):
@@ -175,7 +280,7 @@ class Group:
             )
         both = np.concatenate([array, np.empty_like(array)])
         work, dtype = _bytes_of(both)
-        self._run("all_to_all", work, dtype, "sum", f"{name} of {_text(array)}")
+        self._run("all_to_all", work, dtype, "sum", f"{name} of {text(array)}")
         return both[array.shape[0] :].copy()
 
     def barrier(self, *, name="barrier", timeout=None):
@@ -217,12 +322,12 @@ class Group:
         Args:
           failure: str or None; why this rank fails, told to the peers. None leaves in good order.
         """
-        if self._native is not None:
-            library.core().tfdist_group_close(self._native, None if failure is None else failure.encode())
+        if self.native is not None:
+            library.core().tfdist_group_close(self.native, None if failure is None else failure.encode())
 
     def raise_error(self, code):
         """Raises what a native code other than OK stands for, with the group's first failure as the text."""
-        raise_failure(self._native, code, self.rank)
+        raise_failure(self.native, code, self.rank)
 
     def program_channel(self):
         """Returns the channel of what this thread does in program order, outside of graphs.
@@ -236,26 +341,8 @@ class Group:
         return channel_number("program" if thread.ident == self._first_thread else f"program of thread {thread.name}")
 
     def plan(self, collective, options=()):
-        """Returns the native number of this rank's plan, loading it at the first use."""
-        key = (collective, *options)
-        with self._plans_lock:
-            if key not in self._plans:
-                algorithm = ALGORITHMS[collective]
-                steps = [
-                    (step.kind, step.peer, step.chunk, step.source)
-                    for step in algorithm.steps(self.rank, self.world_size, **dict(options))
-                ]
-                table = np.array(steps, np.int32).reshape(-1, 4)
-                number = library.core().tfdist_group_load_plan(
-                    self._native,
-                    table.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-                    len(steps),
-                    algorithm.num_chunks(self.world_size),
-                )
-                if number < 0:
-                    raise ConfigurationError(f"{collective} was expected to yield a valid plan. Received: {steps}.")
-                self._plans[key] = number
-            return self._plans[key]
+        """Returns the native number of this rank's plan, loading it at the first use; an all-reduce is then a ring."""
+        return self._plans.other(collective, options)
 
     def _run(self, collective, work, dtype, op, description, *, options=(), offsets=None, timeout=None):
         """Runs a collective in place on the one-dimensional array `work`."""
@@ -277,24 +364,39 @@ class Group:
         if offsets is not None:
             table = np.ascontiguousarray(offsets, np.int64)
             operation.chunk_offsets = table.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
-        self._kept.append(work)
-        self._complete(operation, self.timeout if timeout is None else timeout)
-        self._kept.clear()
+        self.run_native(operation, work, self._timeout if timeout is None else timeout)
 
-    def _complete(self, operation, timeout):
-        """Starts an operation on its own work buffer and waits for it."""
-        core, deadline = library.core(), time.monotonic() + timeout
-        ticket = core.tfdist_run(self._native, ctypes.byref(operation), min(timeout / 2, _SIGNAL_SECONDS))
-        if ticket == library.OK:
-            return
-        if ticket < 0:
-            self.raise_error(-ticket)
+    def run_native(self, operation, work, timeout):
+        """Runs a native operation on its own work buffer, which the array `work` keeps alive."""
+        first_wait = min(timeout / 2, _SIGNAL_SECONDS)
+        ticket = library.core().tfdist_run(self.native, ctypes.byref(operation), first_wait)
+        if ticket != library.OK:
+            self.resume(ticket, work, timeout - first_wait)
+
+    def resume(self, ticket, work, timeout):
+        """Waits on for what `tfdist_run` has not finished, or raises what it says.
+
+        Args:
+          ticket: what it returned, not OK.
+          work: the array on which the operation works.
+          timeout: float seconds.
+        """
+        try:
+            if ticket < 0:
+                self.raise_error(-ticket)
+            self._wait(ticket, time.monotonic() + timeout)
+        except BaseException:  # a failed or interrupted operation may still use the memory
+            self._kept.append(work)
+            raise
+
+    def _wait(self, ticket, deadline):
+        core = library.core()
         while True:
             left = deadline - time.monotonic()
             last = left <= _SIGNAL_SECONDS
-            code = core.tfdist_wait(self._native, ticket, max(left, 0.0) if last else _SIGNAL_SECONDS, last)
+            code = core.tfdist_wait(self.native, ticket, max(left, 0.0) if last else _SIGNAL_SECONDS, last)
             if code == library.OK:
-                core.tfdist_finish(self._native, ticket, None, 0)
+                core.tfdist_finish(self.native, ticket, None, 0)
                 return
             if code != library.TIMEOUT or last:
                 self.raise_error(code)
@@ -312,11 +414,11 @@ class Group:
         self.close(None if error is None else f"rank {self.rank} failed: {kind.__name__}: {error}")
 
     def __del__(self):
-        if getattr(self, "_native", None) is not None:
+        if getattr(self, "native", None) is not None:
             with contextlib.suppress(Exception):  # the interpreter may be half gone
-                library.core().tfdist_group_close(self._native, None)
-                library.core().tfdist_group_release(self._native)
-            self._native = None
+                library.core().tfdist_group_close(self.native, None)
+                library.core().tfdist_group_release(self.native)
+            self.native = None
 
 
 def _create(rank, world_size, sockets, segments, generation, timeout):
@@ -348,25 +450,15 @@ def num_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _flat(array):
-    return array.reshape(-1)
-
-
-def _text(array):
-    return f"{array.dtype.name}{list(array.shape)}"
-
-
-def _reducible(dtype, op):
-    if op not in library.REDUCTIONS:
+def _checked(topology, world_size, segments):
+    if topology is None:
+        shared = segments is not None and min(segments) >= 0
+        return Topology((range(world_size),), shared=shared)
+    if topology.world_size != world_size:
         raise ConfigurationError(
-            f"op is expected to be one of {', '.join(library.REDUCTIONS)}. Received: op={op!r}. Pick one of them."
+            f"topology is expected to hold {world_size} ranks. Received: topology={topology}. List every rank once."
         )
-    if dtype.name not in library.DTYPES:
-        names = ", ".join(name for name in library.DTYPES if name != "byte")
-        raise ConfigurationError(
-            f"array is expected to be of a dtype that can be reduced ({names}). Received: dtype={dtype.name}. Cast it first."
-        )
-    return dtype.name
+    return topology
 
 
 def _bytes_of(array):

@@ -66,6 +66,7 @@ _SIGNATURES = {
     "tfdist_group_release": (None, [ctypes.c_void_p]),
     "tfdist_group_set_timeout": (None, [ctypes.c_void_p, ctypes.c_double]),
     "tfdist_group_id": (ctypes.c_int64, [ctypes.c_void_p]),
+    "tfdist_group_copied_bytes": (ctypes.c_int64, [ctypes.c_void_p]),
     "tfdist_group_close": (None, [ctypes.c_void_p, ctypes.c_char_p]),
     "tfdist_group_load_plan": (
         ctypes.c_int32,
@@ -75,6 +76,9 @@ _SIGNATURES = {
     "tfdist_run": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), ctypes.c_double]),
     "tfdist_wait": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int32]),
     "tfdist_finish": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, _SPANS, ctypes.c_int32]),
+    "tfdist_instruction_set": (ctypes.c_char_p, []),
+    "tfdist_measure_copy_seconds_per_byte": (ctypes.c_double, []),
+    "tfdist_measure_reduce_seconds_per_byte": (ctypes.c_double, []),
     "tfdist_group_error": (
         ctypes.c_int32,
         [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_char_p, ctypes.c_int64],

@@ -6,12 +6,15 @@ other; what each could is told to all, so that all know of all who shares with w
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import socket
 import time
 
 from tfdist.cluster.handshake import authenticate
 from tfdist.cluster.store import StoreClient
+from tfdist.collectives import Topology
 from tfdist.comm import shared_memory
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError
 
@@ -26,17 +29,13 @@ class Mesh:
     Args:
       sockets: by rank, a list of connected, authenticated sockets, equally many of each; None at this rank.
       hosts: tuple of tuples of ranks, those of each host.
-      segments: by rank, a descriptor of shared memory, -1 where none is shared.
+      segments: by rank, a descriptor of shared memory, -1 where none is shared with this rank.
+      topology: the `Topology`, equal on all ranks: shared where the ranks of every host with several share memory.
     """
 
     sockets: list
-    hosts: tuple
     segments: list
-
-    @property
-    def shares_memory(self):
-        """Whether the ranks of every host with several share memory."""
-        return all(self.segments[rank] >= 0 for host in self.hosts if len(host) > 1 for rank in host)
+    topology: Topology
 
 
 def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_peer=1):
@@ -65,42 +64,27 @@ def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_pee
         on_failure.callback(segments.close)
         with _listen(cluster.bind_host, cluster.world_size * _SOCKETS_AT_MOST) as listener:
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
-                entry = {
-                    "address": [cluster.bind_host, listener.getsockname()[1]],
-                    "memory": segments.address(),
-                    "sockets": sockets_per_peer,
-                }
-                store.set(_key(generation, cluster.rank), json.dumps(entry).encode())
-                entries = [
-                    json.loads(_await(store, _key(generation, peer), cluster, generation, deadline, timeout))
-                    for peer in range(cluster.world_size)
-                ]
+                exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout)
+                address = [cluster.bind_host, listener.getsockname()[1]]
+                entries = exchange("", {"address": address, "memory": segments.address(), "sockets": sockets_per_peer})
                 count = entries[0]["sockets"]
                 sockets = [None if peer == cluster.rank else [None] * count for peer in range(cluster.world_size)]
-                for peer in range(cluster.rank):
-                    address = entries[peer]["address"]
-                    for index in range(count):
-                        sockets[peer][index] = _dial(cluster, generation, peer, index, address, deadline)
+                for peer, index in itertools.product(range(cluster.rank), range(count)):
+                    sockets[peer][index] = _dial(cluster, generation, peer, index, entries[peer]["address"], deadline)
                 _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
-                for peer, entry in enumerate(entries):
-                    segments.open(peer, entry["memory"])
+                for peer in range(cluster.world_size):
+                    segments.open(peer, entries[peer]["memory"])
                 # Nobody takes the store down, or the job for formed, before everyone has everyone.
-                store.set(f"{_key(generation, cluster.rank)}/formed", json.dumps(segments.opened()).encode())
-                opened = [
-                    json.loads(
-                        _await(store, f"{_key(generation, peer)}/formed", cluster, generation, deadline, timeout)
-                    )
-                    for peer in range(cluster.world_size)
-                ]
+                opened = exchange("/formed", segments.opened())
         on_failure.pop_all()
     segments.keep_common(opened)
-    mesh = Mesh(sockets, segments.hosts(), segments.descriptors)
-    if transport == "shm" and not mesh.shares_memory:
+    topology = Topology(segments.hosts(), shared=segments.shared_everywhere(opened))
+    if transport == "shm" and not topology.shared:
         raise ConfigurationError(
             "the ranks of each host are expected to share memory. Received: TFDIST_TRANSPORT=shm, and ranks that could "
             f"open each other's: {opened}. Run them as one user in one container, or set TFDIST_TRANSPORT=auto."
         )
-    return mesh
+    return Mesh(sockets, segments.descriptors, topology)
 
 
 def _key(generation, rank):
@@ -124,6 +108,18 @@ def _await(store, key, cluster, generation, deadline, timeout):
         return store.get(key, timeout=_left(deadline))
     except TimeoutError as error:
         raise _nobody_came(store, cluster, generation, timeout) from error
+
+
+def _exchange(store, cluster, generation, deadline, timeout, phase, value):
+    """Returns what all ranks give, by rank. Rank 0 collects it: the store answers 2 P requests, not P^2."""
+    own, everyone = f"{_key(generation, cluster.rank)}{phase}", f"mesh of all/{generation}{phase}"
+    store.set(own, json.dumps(value).encode())
+    if cluster.rank > 0:
+        return json.loads(_await(store, everyone, cluster, generation, deadline, timeout))
+    keys = [f"{_key(generation, peer)}{phase}" for peer in range(cluster.world_size)]
+    values = [json.loads(_await(store, key, cluster, generation, deadline, timeout)) for key in keys]
+    store.set(everyone, json.dumps(values).encode())
+    return values
 
 
 def _nobody_came(store, cluster, generation, timeout):

@@ -33,6 +33,7 @@ class Segments:
     def __init__(self, rank, world_size, *, wanted=True):
         self.descriptors = [-1] * world_size
         self._rank = rank
+        self._host = host_identity()
         self._identities = [""] * world_size
         self._nonce = b""
         if wanted:
@@ -41,7 +42,7 @@ class Segments:
     def address(self):
         """Returns what a peer needs to open this rank's segment, for JSON."""
         return {
-            "host": host_identity(),
+            "host": self._host,
             "pid": os.getpid(),
             "descriptor": self.descriptors[self._rank],
             "nonce": self._nonce.hex(),
@@ -51,7 +52,7 @@ class Segments:
         """Opens a peer's segment where it can be had; `address` is what its `address()` gave."""
         self._identities[peer] = address["host"]
         if peer != self._rank and self.descriptors[self._rank] >= 0:
-            self.descriptors[peer] = _try_open(address)
+            self.descriptors[peer] = _try_open(address, self._host)
 
     def opened(self):
         """Returns the ranks whose segments this rank has, its own included."""
@@ -64,6 +65,10 @@ class Segments:
             hosts.setdefault(identity or rank, []).append(rank)
         return tuple(map(tuple, hosts.values()))
 
+    def shared_everywhere(self, opened):
+        """Returns whether the ranks of every host with several share memory; `opened` as for `keep_common`."""
+        return all(_share(host, opened) for host in self.hosts() if len(host) > 1)
+
     def close(self):
         """Closes what is open; mappings stay."""
         close_all(self.descriptors)
@@ -75,11 +80,15 @@ class Segments:
           opened: what `opened()` gave on every rank.
         """
         (host,) = (host for host in self.hosts() if self._rank in host)
-        is_common = len(host) > 1 and all(set(host) <= set(opened[rank]) for rank in host)
+        is_common = len(host) > 1 and _share(host, opened)
         for rank, descriptor in enumerate(self.descriptors):
             if not (is_common and rank in host):
                 close_all([descriptor])
                 self.descriptors[rank] = -1
+
+
+def _share(host, opened):
+    return all(set(host) <= set(opened[rank]) for rank in host)
 
 
 def host_identity():
@@ -91,9 +100,9 @@ def host_identity():
         return ""
 
 
-def _try_open(address):
+def _try_open(address, own_host):
     """Returns a descriptor of a peer's segment, or -1 where this process cannot share memory with it."""
-    if address["descriptor"] < 0 or not address["host"] or address["host"] != host_identity():
+    if address["descriptor"] < 0 or not address["host"] or address["host"] != own_host:
         return -1
     try:
         descriptor = os.open(f"/proc/{address['pid']}/fd/{address['descriptor']}", os.O_RDWR | os.O_CLOEXEC)

@@ -12,6 +12,8 @@ import random
 import numpy as np
 import tensorflow as tf
 
+from tfdist.data import pipeline, rows
+
 
 def share(num_rows, rank, world_size):
     """Returns `(start, stop)` of a worker's contiguous part of `num_rows` rows; sizes differ by at most one."""
@@ -62,13 +64,15 @@ def batch_sizes(num_rows, batch_size):
     return ({batch_size} if num_full else set()) | ({num_left} if num_left else set())
 
 
+@tf.autograph.experimental.do_not_convert
 def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
     """Returns a dataset of this worker's part of every global batch.
 
-    Every iterator made from the dataset is another epoch.
+    Every iterator made from the dataset is another epoch. Rows are gathered in blocks of some batches, of this worker's
+    rows alone and straight from the arrays; where they lie aligned a batch is a view of its block.
 
     Args:
-      arrays: nested structure of tensors with `num_rows` rows each; None stays None.
+      arrays: nested structure of NumPy arrays or tensors with `num_rows` rows each; None stays None.
       num_rows: int.
       batch_size: int, the global batch size.
       shuffle: see `epoch_order`.
@@ -83,6 +87,9 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
     start, stop = share(batch_size, rank, world_size)
     left_start, left_stop = share(num_left, rank, world_size)
     epochs = itertools.count()
+    arrays, rebuild = _flatten(arrays)
+    gather = rows.gatherer(arrays)
+    block = rows.batches_per_block(arrays, stop - start)
 
     def draw(_):
         order = epoch_order(num_rows, batch_size, shuffle, [*seed, next(epochs)])
@@ -90,34 +97,26 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
         left = order[num_full * batch_size :][left_start:left_stop]
         return np.ascontiguousarray(full), left
 
-    @tf.autograph.experimental.do_not_convert
     def mine(index):
         full, left = tf.numpy_function(draw, [index], (tf.int64, tf.int64))
         full.set_shape([num_full, stop - start])
         left.set_shape([left_stop - left_start])
         return full, left
 
-    @tf.autograph.experimental.do_not_convert
     def cut(full, left):
-        indices = tf.data.Dataset.from_tensor_slices(full)
-        return indices.concatenate(tf.data.Dataset.from_tensors(left)) if num_left else indices
+        blocks = tf.data.Dataset.range(0, num_full, block).map(lambda first: full[first : first + block])
+        return blocks.concatenate(tf.data.Dataset.from_tensors(left[None])) if num_left else blocks
 
-    @tf.autograph.experimental.do_not_convert
-    def gather(rows, data):
-        return rebuild([tf.gather(array, rows, axis=0) for array in data])
-
-    indices = tf.data.Dataset.range(1).map(mine).flat_map(cut)
-    arrays, rebuild = _flatten(arrays)
-    dataset = tf.data.Dataset.zip((indices, tf.data.Dataset.from_tensors(tuple(arrays)).repeat()))
-    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = tf.data.Dataset.range(1).map(mine).flat_map(cut)
+    dataset = pipeline.parallel_map(dataset, lambda numbers: tuple(gather(numbers)))
+    dataset = dataset.flat_map(lambda *leaves: tf.data.Dataset.from_tensor_slices(leaves))
+    dataset = dataset.map(lambda *leaves: rebuild(leaves))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_full + bool(num_left)))
-    options = tf.data.Options()
-    options.experimental_optimization.apply_default_optimizations = False
-    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return pipeline.finish(dataset)
 
 
 def _flatten(structure):
-    """Returns the tensors of `structure` and a function that puts others in their place (None stays None)."""
+    """Returns the leaves of `structure` and a function that puts others in their place (None stays None)."""
     flat = tf.nest.flatten(structure)
     present = [leaf for leaf in flat if leaf is not None]
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfdist.data import randomness, shares, uneven
+from tfdist.data import pipeline, randomness, shares, uneven
 
 _POLICY = tf.data.experimental.AutoShardPolicy
 _MARK = "_tfdist_is_distributed"
@@ -61,10 +61,11 @@ def share_rows(dataset, rank, world_size):
     def cut(*batch):
         return _cut(batch, rank, world_size)
 
-    shared = dataset.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+    shared = pipeline.parallel_map(dataset, cut)
     options = tf.data.Options()
     options.deterministic = True  # workers must see the same batches in the same order
-    return shared.with_options(options).prefetch(tf.data.AUTOTUNE)
+    shared = shared.with_options(options)
+    return shared if pipeline.has_one_core() else shared.prefetch(tf.data.AUTOTUNE)
 
 
 def _cut(batch, rank, world_size):

@@ -109,11 +109,20 @@ TFDIST_EXPORT int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double ti
 /* Unpacks a finished operation into `outputs`, but for what lies there already, and forgets the ticket; of one that failed it only forgets the ticket. */
 TFDIST_EXPORT int32_t tfdist_finish(tfdist_group* group, int64_t ticket, const tfdist_span* outputs,
                                     int32_t num_outputs);
+/* How many bytes tfdist_start has copied or scaled so far, of all that was not reduced where it lay. */
+TFDIST_EXPORT int64_t tfdist_group_copied_bytes(tfdist_group* group);
 /* Start, wait and finish in place on `operation->work`: TFDIST_OK, minus a tfdist_code, or after `timeout_seconds` the
  * ticket, to be waited for. */
 TFDIST_EXPORT int64_t tfdist_run(tfdist_group* group, const tfdist_operation* operation, double timeout_seconds);
 /* The first failure of the group: its code, the lost peer (-1: none) and the text, cut to `capacity`. */
 TFDIST_EXPORT int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity);
+
+/* How fast this machine moves and adds: memcpy, and sums of float32 (bytes of one array). Each call measures anew, some
+ * 5 ms; depends on no group. */
+TFDIST_EXPORT double tfdist_measure_copy_seconds_per_byte(void);
+TFDIST_EXPORT double tfdist_measure_reduce_seconds_per_byte(void);
+/* The instruction set that reductions use, such as "avx2". */
+TFDIST_EXPORT const char* tfdist_instruction_set(void);
 
 #ifdef __cplusplus
 }

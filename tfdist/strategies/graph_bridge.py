@@ -1,8 +1,8 @@
 """The one way from TensorFlow, eager or inside a tf.function, into the engine.
 
-A collective is a `start` (packs and returns) per bucket and one `wait`. Every wait stands behind all starts traced
+A collective is a `start` (hands over and returns) per bucket and one `wait`. Every wait stands behind all starts traced
 before it, so with however few threads no rank can block in a wait while a start that a peer needs is left undone.
-A large tensor is a bucket of its own and is reduced in its own memory.
+A large tensor is reduced in its own memory where nobody else needs that.
 """
 
 import dataclasses
@@ -11,22 +11,34 @@ import weakref
 
 import tensorflow as tf
 
-from tfdist.comm import library
-from tfdist.comm.buckets import DEFAULT_BUCKET_BYTES, plan_buckets
+from tfdist.collectives import choose
+from tfdist.comm import library, prepared
+from tfdist.comm.buckets import plan_buckets
 from tfdist.comm.failures import translated
 from tfdist.comm.group import channel_number
 from tfdist.comm.tensorflow_library import operations
 from tfdist.errors import ConfigurationError
 
 _NO_STEP = -1
-_IN_PLACE_BYTES = 64 << 10
 # By graph: the tickets of its starts, and how often each call site was traced.
 _starts = weakref.WeakKeyDictionary()
 _occurrences = weakref.WeakKeyDictionary()
 _HALVES = (tf.float16, tf.bfloat16)
 
 
-def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_reduce", names=None, keep_rows=False):
+def all_reduce(
+    tensors,
+    op="sum",
+    *,
+    group,
+    weight=None,
+    step=None,
+    name="all_reduce",
+    names=None,
+    keep_rows=False,
+    wire_dtype=None,
+    settings=None,
+):
     """Reduces a list of tensors over all ranks, in buckets.
 
     Args:
@@ -40,6 +52,8 @@ def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_re
       names: None, or one str per tensor, shown in errors.
       keep_rows: True hands on the rows of all ranks' IndexedSlices one by one. False lets rows of equal index be summed,
         densely, where that is less to send; the tensor they stand for is the same.
+      wire_dtype: None, or "bfloat16" or "float16", what float32 travels as; summed in float32.
+      settings: `Settings`; None for the defaults.
 
     Returns:
       A list like `tensors`. Sum, mean and the weighted mean have gradients.
@@ -57,8 +71,9 @@ def all_reduce(tensors, op="sum", *, group, weight=None, step=None, name="all_re
     scaling = _scaling(op, weight, group, step, name)
     dense = [i for i, t in enumerate(tensors) if not isinstance(t, tf.IndexedSlices)]
     if dense:
-        settings = dict(op=op, group=group, scaling=scaling, step=step, name=name, names=[names[i] for i in dense])
-        for i, reduced in zip(dense, _differentiable_all_reduce([tensors[i] for i in dense], settings)):
+        options = dict(op=op, group=group, scaling=scaling, step=step, name=name, names=[names[i] for i in dense])
+        options.update(settings=settings or Settings(), wire_dtype=wire_dtype)
+        for i, reduced in zip(dense, _differentiable_all_reduce([tensors[i] for i in dense], **options)):
             result[i] = reduced
     for i, t in enumerate(tensors):
         if isinstance(t, tf.IndexedSlices):
@@ -83,8 +98,8 @@ def broadcast(tensor, root=0, *, group, name="broadcast"):
             return summed if group.rank == root else tf.zeros_like(summed)
 
         description = _describe(f"{name} from rank {root}", [value], ["a tensor"])
-        started = _start([value], "byte", "sum", group, plan, description)
-        return _wait([started], [value], [1], "byte", group)[0], gradient
+        ticket, held = _start([value], "byte", "sum", group, plan, description)
+        return _wait([ticket], held, [1], "byte", group)[0], gradient
 
     return differentiable(tensor)
 
@@ -134,6 +149,33 @@ def _check(tensors, op, weight):
 
 
 @dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the tensors of an all-reduce travel; equal on all ranks.
+
+    Args:
+      algorithm: None, or the name of an all-reduce for every size; None chooses by size.
+      bucket_bytes: None, or int > 0, the bytes of tensors that travel together; None leaves it to the group's cost model.
+    """
+
+    algorithm: str | None = None
+    bucket_bytes: int | None = None
+
+    def __post_init__(self):
+        if self.algorithm is not None:
+            choose.check(self.algorithm)
+        if self.bucket_bytes is not None and not self.bucket_bytes > 0:
+            raise ConfigurationError(
+                f"bucket_bytes is expected to be > 0. Received: bucket_bytes={self.bucket_bytes}. "
+                "Leave it out to have it measured."
+            )
+
+
+def check_wire_dtype(wire_dtype):
+    """Raises ConfigurationError unless float32 can travel as `wire_dtype`."""
+    prepared.wire_number(wire_dtype, "float32")
+
+
+@dataclasses.dataclass(frozen=True)
 class _Scaling:
     """A reduction is sum_i(scale_i t_i) / divisor; both are scalars, the divisor is equal on all ranks."""
 
@@ -148,8 +190,7 @@ def _scaling(op, weight, group, step, name):
         return _Scaling(1.0, float(group.world_size) if op == "mean" else 1.0)
     own = tf.reshape(tf.cast(weight, tf.float64), [1])
     bounds = tf.range(group.world_size + 1, dtype=tf.int64) * own.dtype.size
-    plan, description = group.plan("all_gather"), f"{name}, weights"
-    started = _start([own], "byte", "sum", group, plan, description, step=step, offsets=bounds)
+    started = _start_gather(own, group, f"{name}, weights", bounds, step)
     weights = _gathered(started, group.world_size, own, group)
     total = tf.reduce_sum(weights)
     equal = tf.reduce_all(tf.equal(weights, weights[0])) & (total > 0)
@@ -158,8 +199,8 @@ def _scaling(op, weight, group, step, name):
     return _Scaling(tf.where(equal, one, own[0]), divisor, is_weighted=True)
 
 
-def _differentiable_all_reduce(tensors, settings):
-    op, scaling = settings["op"], settings["scaling"]
+def _differentiable_all_reduce(tensors, **options):
+    op, scaling = options["op"], options["scaling"]
 
     @tf.custom_gradient
     def differentiable(*values):
@@ -168,35 +209,35 @@ def _differentiable_all_reduce(tensors, settings):
                 raise ConfigurationError(
                     f"an all-reduce has a gradient for op 'sum' and 'mean'. Received: op={op!r}. Use one of these."
                 )
-            summed = all_reduce(list(upstream), group=settings["group"], name=f"gradient of {settings['name']}")
+            summed = all_reduce(list(upstream), group=options["group"], name=f"gradient of {options['name']}")
             return [gradient * tf.cast(scaling.scale / scaling.divisor, gradient.dtype) for gradient in summed]
 
-        return _all_reduce_dense(list(values), **settings), gradient
+        return _all_reduce_dense(list(values), **options), gradient
 
     reduced = differentiable(*tensors)
     return [tf.ensure_shape(r, t.shape) if t.shape.rank is not None else r for r, t in zip(reduced, tensors)]
 
 
-def _all_reduce_dense(tensors, op, group, scaling, step, name, names):
+def _all_reduce_dense(tensors, op, group, scaling, step, name, names, wire_dtype, settings):
     # Weighted halves travel as float32: n_i * g_i would overflow float16 and be too coarse in bfloat16.
     widened = [tf.cast(t, tf.float32) if scaling.is_weighted and t.dtype in _HALVES else t for t in tensors]
     sizes = [None if t.shape.num_elements() is None else t.shape.num_elements() * t.dtype.size for t in widened]
-    buckets = plan_buckets(sizes, [t.dtype.name for t in widened], DEFAULT_BUCKET_BYTES)
-    plan = group.plan("all_reduce")
+    buckets = plan_buckets(sizes, [t.dtype.name for t in widened], settings.bucket_bytes or group.bucket_bytes)
     reduced = [None] * len(tensors)
     by_dtype = {}
     for bucket in buckets:
         members = [widened[i] for i in bucket.indices]
-        description = _describe(f"{name} ({op})", members, [names[i] for i in bucket.indices])
-        in_place = len(members) == 1 and (sizes[bucket.indices[0]] or 0) >= _IN_PLACE_BYTES
-        start = _start_in_place if in_place else _start
-        started = start(members, bucket.dtype, op, group, plan, description, scaling, step)
-        ticket, members = started if in_place else (started, members)
-        by_dtype.setdefault(bucket.dtype, []).append((ticket, members, bucket.indices))
+        known = [sizes[i] for i in bucket.indices]
+        plan = group.all_reduce_plan(None if None in known else sum(known), settings.algorithm)
+        by = f" by {settings.algorithm}" if settings.algorithm else ""
+        description = _describe(f"{name} ({op}){by}", members, [names[i] for i in bucket.indices])
+        options = dict(scaling=scaling, step=step, wire_dtype=wire_dtype if bucket.dtype == "float32" else None)
+        ticket, held = _start(members, bucket.dtype, op, group, plan, description, **options)
+        by_dtype.setdefault(bucket.dtype, []).append((ticket, held, bucket.indices))
     for dtype, started in by_dtype.items():
-        counts = [len(members) for _, members, _ in started]
-        like = [member for _, members, _ in started for member in members]
-        results = _wait([ticket for ticket, _, _ in started], like, counts, dtype, group)
+        counts = [len(held) for _, held, _ in started]
+        everything = [tensor for _, held, _ in started for tensor in held]
+        results = _wait([ticket for ticket, _, _ in started], everything, counts, dtype, group)
         for i, result in zip([i for _, _, indices in started for i in indices], results):
             reduced[i] = tf.cast(result, tensors[i].dtype)
     return reduced
@@ -218,7 +259,8 @@ def _all_reduce_slices(slices, group, scaling, step, name, keep_rows):
 
     def sum_densely():
         dense = tf.math.unsorted_segment_sum(values, slices.indices, int(shape[0]))
-        summed = _all_reduce_dense([dense], "sum", group, _Scaling(1.0, 1.0), step, f"{name}, dense", ["values"])[0]
+        whole = (_Scaling(1.0, 1.0), step, f"{name}, dense", ["values"], None, Settings())
+        summed = _all_reduce_dense([dense], "sum", group, *whole)[0]
         return summed, tf.range(int(shape[0]), dtype=slices.indices.dtype)
 
     if keep_rows or shape is None:
@@ -233,7 +275,7 @@ def _row_ends(value, group, name):
     own = tf.cast(tf.shape(value)[0], tf.int64)
     bounds = tf.range(group.world_size + 1, dtype=tf.int64) * own.dtype.size
     description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}: how many"
-    started = _start([own[None]], "byte", "sum", group, group.plan("all_gather"), description, offsets=bounds)
+    started = _start_gather(own[None], group, description, bounds)
     rows = _gathered(started, group.world_size, own[None], group)
     return tf.concat([[tf.constant(0, tf.int64)], tf.cumsum(rows)], axis=0)
 
@@ -241,7 +283,7 @@ def _row_ends(value, group, name):
 def _gather_rows(value, ends, group, name):
     row_bytes = tf.reduce_prod(tf.shape(value, out_type=tf.int64)[1:]) * value.dtype.size
     description = f"{name} of rows {value.dtype.name}{_dims(value.shape[1:])}"
-    started = _start([value], "byte", "sum", group, group.plan("all_gather"), description, offsets=ends * row_bytes)
+    started = _start_gather(value, group, description, ends * row_bytes)
     gathered = _gathered(started, ends[-1], value, group)
     return tf.ensure_shape(gathered, [None, *value.shape[1:]])
 
@@ -262,54 +304,56 @@ def _describe(name, tensors, names):
     return f"{name} of [" + "; ".join(f"{n} {t.dtype.name}{_dims(t.shape)}" for n, t in zip(names, tensors)) + "]"
 
 
-def _start(tensors, dtype, op, group, plan, description, scaling=None, step=None, offsets=None):
-    """Starts a collective on a bucket; returns its ticket."""
-    arguments = _start_arguments(dtype, op, group, plan, description, scaling, step, offsets)
-    return _noted(_call(operations().tfdist_start, tensors=tensors, **arguments))
+def _start_gather(tensor, group, description, offsets, step=None):
+    """Starts the gathering of rows whose parts lie at the byte `offsets`; returns its ticket."""
+    plan = group.plan("all_gather")
+    return _start([tensor], "byte", "sum", group, plan, description, step=step, offsets=offsets)[0]
 
 
-def _start_in_place(tensors, dtype, op, group, plan, description, scaling=None, step=None):
-    """Starts a collective on one tensor; returns its ticket, and in a list what the wait takes in the tensor's stead."""
-    arguments = _start_arguments(dtype, op, group, plan, description, scaling, step, None)
-    ticket, held = _call(operations().tfdist_start_in_place, tensor=tensors[0], **arguments)
-    if not tf.executing_eagerly():
-        held.set_shape(tensors[0].shape)
-    return _noted(ticket), [held]
-
-
-def _start_arguments(dtype, op, group, plan, description, scaling, step, offsets):
+def _start(
+    tensors, dtype, op, group, plan, description, *, scaling=None, step=None, wire_dtype=None, offsets=None
+):  # fmt: skip
+    """Starts a collective on a bucket; returns its ticket, and what the wait takes in the tensors' stead."""
     scaling = scaling or _Scaling(1.0, 1.0)
-    return dict(
+    holds = offsets is None
+    ticket, *held = _call(
+        operations().tfdist_start,
+        tensors=tensors,
+        H=[tensor.dtype for tensor in tensors] if holds else [],
+        holds=int(holds),
         scale=tf.cast(scaling.scale, tf.float64),
         divisor=tf.cast(scaling.divisor, tf.float64),
         step=tf.cast(_NO_STEP if step is None else step, tf.int64),
-        offsets=tf.constant([], tf.int64) if offsets is None else offsets,
+        offsets=tf.constant([], tf.int64) if holds else offsets,
         group=group.id,
         plan=plan,
         dtype=library.DTYPES[dtype],
+        wire_dtype=prepared.wire_number(wire_dtype, dtype),
         reduce=library.REDUCTIONS[op],
         channel=_channel(description, group),
         input_chunk=group.rank,
         description=description,
     )
-
-
-def _noted(ticket):
+    held = _with_shapes(held[0] if held else [], tensors)
     if not tf.executing_eagerly():
         _starts.setdefault(ticket.graph, []).append(ticket)
-    return ticket
+    return ticket, held
 
 
-def _wait(tickets, like, counts, dtype, group):
+def _wait(tickets, held, counts, dtype, group):
     with tf.control_dependencies(_tickets_before()):
         results = _call(
             operations().tfdist_wait,
             tickets=tickets,
-            like=like,
+            held=held,
             group=group.id,
             dtype=library.DTYPES[dtype],
             counts=counts,
         )
+    return _with_shapes(results, held)
+
+
+def _with_shapes(results, like):
     results = list(results) if isinstance(results, (list, tuple)) else [results]
     for result, original in zip(results, like):
         if not tf.executing_eagerly():

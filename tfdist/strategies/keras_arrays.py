@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdist.data import permutation, sharding, shares
+from tfdist.data import permutation, rows, sharding, shares
 
 
 def get_tf_dataset(original, adapter):
@@ -35,15 +35,14 @@ def get_tf_dataset(original, adapter):
 
 
 def _dense_inputs(adapter):
-    """Returns the adapter's arrays as tensors, or None where one of them is sparse or ragged."""
+    """Returns the adapter's arrays as sources of rows, or None where one of them is sparse or ragged."""
     from keras.src.trainers.data_adapters import array_slicing  # not public: conversion of pandas, floatx, strings
 
     inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
     inputs = keras.tree.lists_to_tuples(inputs)
     if any(leaf is not None and not _is_dense(leaf) for leaf in keras.tree.flatten(inputs)):
         return None
-    with tf.device("/device:CPU:0"):
-        return keras.tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), inputs)
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else rows.as_source(leaf), inputs)
 
 
 def _is_dense(leaf):

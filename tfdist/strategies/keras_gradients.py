@@ -53,6 +53,7 @@ def reduce_gradients(step, optimizer, gradients, variables):
         name="gradients",
         names=[_name(variables[i]) for i in present],
         keep_rows=not _is_linear(optimizer),
+        wire_dtype=step.strategy.wire_dtype,
     )
     result = list(gradients)
     for i, tensor in zip(present, reduced):

@@ -23,10 +23,14 @@ from tfdist.strategies.replica_context import WeightedReplicaContext
 class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
     """A strategy with one replica per process.
 
+    `wire_dtype` is what float32 gradients travel as, a str; None for float32.
+
     Args:
       group: the `tfdist.comm.Group` whose ranks train together; None for a single worker.
       seed: int or None, the seed of everything that must be drawn alike on all workers (order of the data).
     """
+
+    wire_dtype = None
 
     def __init__(self, group, seed=None):
         self.worker_group = group

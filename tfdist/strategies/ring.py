@@ -23,9 +23,14 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
       seed: int, the seed for the order of the data; default: taken from rank 0's Python random state, so that
         `keras.utils.set_random_seed` makes a run repeatable.
       timeout: seconds to wait for other workers in a collective; default: the group's.
+      wire_dtype: None, or "bfloat16" or "float16": what float32 gradients travel as. Half the bytes; each partial sum is
+        rounded once a hop and added in float32, and replicas stay bit-equal.
+      algorithm: None, or the name of an all-reduce of `tfdist.collectives`, for every size; default: TFDIST_ALGORITHM, or
+        the fastest for each size as measured when the group formed.
+      bucket_bytes: int > 0, how many bytes of gradients travel together; default: from the measurement.
 
     Raises:
-      ConfigurationError: if Keras runs on another backend than TensorFlow.
+      ConfigurationError: if Keras runs on another backend than TensorFlow, or an argument makes no sense.
       RendezvousError: if the group did not form.
 
     Example:
@@ -41,16 +46,20 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
     Reference: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
     """
 
-    def __init__(self, group=None, *, seed=None, timeout=None):
-        from tfdist.strategies import setup
+    def __init__(self, group=None, *, seed=None, timeout=None, wire_dtype=None, algorithm=None, bucket_bytes=None):
+        from tfdist.strategies import graph_bridge, setup
 
         setup.check_keras()
+        self._settings = graph_bridge.Settings(algorithm, bucket_bytes)
+        graph_bridge.check_wire_dtype(wire_dtype)
+        self.wire_dtype = wire_dtype
         super().__init__(setup.form_group(group, timeout), seed=seed)
         setup.prepare(self)
 
     def all_reduce(self, tensors, op="sum", **options):
         from tfdist.strategies import graph_bridge
 
+        options["settings"] = self._settings
         return graph_bridge.all_reduce(list(tensors), op, group=self.worker_group, **options)
 
     def broadcast(self, tensor, root=0, name=""):

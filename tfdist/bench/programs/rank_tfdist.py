@@ -14,6 +14,8 @@ def preparing(group, wire_dtype):
     def prepare(array):
         if hasattr(group, "prepare_all_reduce"):
             return repeat(group.prepare_all_reduce(array, "sum", wire_dtype=wire_dtype))
+        if wire_dtype not in (None, "float32"):
+            raise NotImplementedError(f"this tfdist sends float32 only. Received: wire_dtype={wire_dtype!r}")
         return repeat(lambda: np.copyto(array, group.all_reduce(array)))
 
     return prepare

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "common/half.h"
 
@@ -87,19 +89,55 @@ struct Multiply {
   template <typename V>
   static TFDIST_STEP V apply(V a, V b, V) { return multiply(a, b); }
 };
-// min and max hand a NaN on, so that it is seen on every rank.
+// What Minimum and Maximum need to know of a type: its bits, and the NaN they hand on (of integers not used).
+template <typename V, size_t = sizeof(V)>
+struct Bits {
+  using Type = V;
+  static TFDIST_STEP V nan() { return V{}; }
+};
+template <>
+struct Bits<float> {
+  using Type = uint32_t;
+  static TFDIST_STEP float nan() { return std::numeric_limits<float>::quiet_NaN(); }
+};
+template <>
+struct Bits<double> {
+  using Type = uint64_t;
+  static TFDIST_STEP double nan() { return std::numeric_limits<double>::quiet_NaN(); }
+};
+template <typename V>
+struct Bits<V, 32> {  // a register of floats; naming its type here would lose its attributes
+  using Type = int64_t __attribute__((vector_size(32)));
+  static TFDIST_STEP V nan() { return V{} + std::numeric_limits<float>::quiet_NaN(); }
+};
+template <typename V>
+TFDIST_STEP typename Bits<V>::Type bits_of(V x) {
+  typename Bits<V>::Type bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+template <typename V>
+TFDIST_STEP V value_of(typename Bits<V>::Type bits) {
+  V x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+// Ranks that exchange arrays hold the operands in either order and must end with equal bits: of two zeros -0 is the least,
+// and a NaN on either side becomes the one NaN. (Other equals are equal bit for bit.)
 struct Minimum {
   template <typename V>
   static TFDIST_STEP V apply(V a, V b, V) {
-    const V nan_or_b = a != a ? a : b;
-    return a < b ? a : nan_or_b;
+    if constexpr (std::is_integral_v<V>) return a < b ? a : b;
+    const V equal = value_of<V>(bits_of(a) | bits_of(b));
+    return a < b ? a : b < a ? b : a == b ? equal : Bits<V>::nan();
   }
 };
 struct Maximum {
   template <typename V>
   static TFDIST_STEP V apply(V a, V b, V) {
-    const V nan_or_b = a != a ? a : b;
-    return a > b ? a : nan_or_b;
+    if constexpr (std::is_integral_v<V>) return a > b ? a : b;
+    const V equal = value_of<V>(bits_of(a) & bits_of(b));
+    return a > b ? a : b > a ? b : a == b ? equal : Bits<V>::nan();
   }
 };
 

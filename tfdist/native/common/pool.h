@@ -29,7 +29,9 @@ class Pool {
         free_[order].pop_back();
         return memory;
       }
-      free_[order].reserve(++num_taken_[order]);  // so that giving back allocates nothing
+      if (++num_taken_[order] > free_[order].capacity()) {  // so that giving back allocates nothing
+        free_[order].reserve(2 * num_taken_[order] + 14);
+      }
     }
     void* memory = std::aligned_alloc(64, size_t{1} << order);
     if (memory == nullptr) throw std::bad_alloc();

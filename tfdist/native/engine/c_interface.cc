@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "common/measure.h"
 #include "common/reduce.h"
 #include "engine/engine.h"
 
@@ -71,6 +72,8 @@ tfdist_group* tfdist_group_find(int64_t id) {
   return found->second;
 }
 
+int64_t tfdist_group_copied_bytes(tfdist_group* group) { return group->engine.copied_bytes(); }
+
 int64_t tfdist_element_bytes(int32_t dtype) { return static_cast<int64_t>(tfdist::element_size(dtype)); }
 
 void tfdist_group_close(tfdist_group* group, const char* failure) { group->engine.close(failure); }
@@ -114,5 +117,11 @@ int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64
   }
   return failure.code;
 }
+
+double tfdist_measure_copy_seconds_per_byte(void) { return tfdist::measure_copy_seconds_per_byte(); }
+
+double tfdist_measure_reduce_seconds_per_byte(void) { return tfdist::measure_reduce_seconds_per_byte(); }
+
+const char* tfdist_instruction_set(void) { return tfdist::instruction_set(); }
 
 }  // extern "C"

@@ -247,16 +247,17 @@ void Engine::admit(Operation* operation) {
   }
   for (size_t i = 0; i < plan.steps.size(); ++i) operation->remaining += operation->bytes(static_cast<int>(i)) > 0;
   active_.push_back(operation);
-  auto early = early_.empty() ? early_.end() : early_.find(operation->tag);
-  if (early != early_.end()) {
-    std::vector<HeldPiece> pieces = std::move(early->second);
-    early_.erase(early);
-    for (HeldPiece& piece : pieces) {
-      early_bytes_ -= piece.header.length;
-      if (failed_ || !agrees(*operation, piece.header, piece.peer)) return;
-      operation->arrived[plan.receives[piece.peer][piece.header.message]] += piece.header.length * operation->shrink;
-      operation->held.push_back(std::move(piece));
+  for (size_t i = 0; i < early_.size();) {
+    if (early_[i].header.tag != operation->tag) {
+      ++i;
+      continue;
     }
+    HeldPiece piece = std::move(early_[i]);
+    early_.erase(early_.begin() + static_cast<std::ptrdiff_t>(i));
+    early_bytes_ -= piece.header.length;
+    if (failed_ || !agrees(*operation, piece.header, piece.peer)) return;
+    operation->arrived[plan.receives[piece.peer][piece.header.message]] += piece.header.length * operation->shrink;
+    operation->held.push_back(std::move(piece));
   }
   if (settle(operation)) peer_left_early(*operation);
 }

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kTicketIndexBits = 20;
 constexpr size_t kDescriptionsAtMost = 4096;
 constexpr size_t kRecent = 256;
+constexpr size_t kHeldPieces = 64;  // room made at once, so that early pieces seldom make more
 constexpr int64_t kBytesAtOnce = 1 << 16;  // what a start may move itself where the thread has a core of its own
 
 std::string address_of(int descriptor) {
@@ -71,6 +72,7 @@ Engine::Engine(const tfdist_group_options& options)
   }
   is_eager_ = is_eager_ || !stream_peers_.empty();  // a network moves bytes without a core of ours
   recent_.resize(kRecent);
+  early_.reserve(kHeldPieces);
   last_active_ = Clock::now();
   thread_ = std::thread([this] { loop(); });
 }
@@ -110,6 +112,7 @@ Operation* Engine::take_operation() {
   if (free_.empty()) {
     operations_.push_back(std::make_unique<Operation>());
     operations_.back()->ticket = static_cast<int64_t>(operations_.size()) - 1;
+    operations_.back()->held.reserve(kHeldPieces);
     free_.reserve(operations_.size());
     free_.push_back(operations_.back().get());
   }
@@ -172,6 +175,9 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   if (element_size(request.dtype) == 0 || request.elements < 0) return false;
   if (reduces && !can_reduce(request.dtype, request.reduce)) return false;
   if (request.scale != 1 && !is_floating(request.dtype)) return false;
+  const bool divides = request.reduce == TFDIST_MEAN && request.divisor > 0;
+  const bool fits_integer = request.divisor >= 1 && request.divisor <= INT32_MAX;
+  if (reduces && divides && !is_floating(request.dtype) && !fits_integer) return false;
   const bool narrows = request.wire_dtype != TFDIST_BYTE;
   if (narrows && !can_travel_as(request.dtype, request.wire_dtype)) return false;
   operation->step = request.step;
@@ -179,7 +185,7 @@ bool Engine::prepare(const tfdist_operation& request, const tfdist_span* inputs,
   operation->wire_dtype = request.wire_dtype;
   operation->shrink = narrows ? 2 : 1;
   operation->reduce = request.reduce;
-  operation->divisor = request.reduce != TFDIST_MEAN ? 1 : request.divisor > 0 ? request.divisor : world_size_;
+  operation->divisor = request.reduce != TFDIST_MEAN ? 1 : divides ? request.divisor : world_size_;
   operation->elements = request.elements;
   if (!cut(request, operation)) return false;
   int64_t packed = request.input_offset;
@@ -214,6 +220,7 @@ void Engine::lay_out(const tfdist_operation& request, const tfdist_span* inputs,
     const int64_t bytes = inputs[i].elements * size;
     const bool is_packed = outputs == nullptr || outputs[i].data == nullptr;
     char* target = is_packed ? packed : static_cast<char*>(outputs[i].data);
+    if (bytes > 0 && (request.scale != 1 || inputs[i].data != target)) copied_bytes_ += bytes;
     if (request.scale != 1) {
       pack_scaled(target, inputs[i].data, inputs[i].elements, request.dtype, request.scale);
     } else if (bytes > 0 && inputs[i].data != target) {

@@ -38,6 +38,7 @@ class Engine {
   void close(const char* failure);
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   Failure failure();
+  int64_t copied_bytes() const { return copied_bytes_; }
 
  private:
   // engine.cc: called by users' threads.
@@ -134,6 +135,7 @@ class Engine {
   Failure failure_;
   std::string closing_reason_;
 
+  std::atomic<int64_t> copied_bytes_{0};
   std::atomic<int> failed_code_{TFDIST_OK};
   std::atomic<bool> closing_{false};
   std::atomic<bool> driven_{false};     // somebody drives
@@ -153,7 +155,7 @@ class Engine {
   std::vector<Peer*> shared_peers_, stream_peers_;
   std::vector<Operation*> active_;            // in the order they were started
   std::vector<Operation*> arriving_;          // take_submitted's copy of submitted_
-  std::unordered_map<uint64_t, std::vector<HeldPiece>> early_;  // pieces of operations not started here
+  std::vector<HeldPiece> early_;              // pieces of operations not started here, as they came
   size_t early_bytes_ = 0;
   struct Finished {
     uint64_t tag = 0;

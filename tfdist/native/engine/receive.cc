@@ -173,7 +173,7 @@ void Engine::hold(Peer* peer, const FrameHeader& header, Buffer data) {
   Operation* operation = by_tag(header.tag);  // it may have been admitted while the payload was on its way
   if (operation == nullptr) {
     early_bytes_ += header.length;
-    early_[header.tag].push_back({peer->rank, header, std::move(data)});
+    early_.push_back({peer->rank, header, std::move(data)});
     return;
   }
   if (!agrees(*operation, header, peer->rank)) return;

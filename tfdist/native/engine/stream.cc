@@ -37,10 +37,13 @@ void Stream::send_data(const FrameHeader& header, const char* payload, Operation
 
 Stream::Event Stream::flush(Sent* sent) {
   if (!writing_) {
-    if (control_.empty()) return Event::kNothing;
-    outgoing_ = control_.front().header;
-    control_payload_ = std::move(control_.front().payload);
-    control_.pop_front();
+    if (next_control_ == control_.size()) return Event::kNothing;
+    outgoing_ = control_[next_control_].header;
+    control_payload_ = std::move(control_[next_control_].payload);
+    if (++next_control_ == control_.size()) {
+      control_.clear();
+      next_control_ = 0;
+    }
     payload_ = control_payload_.data();
     sending_ = Sent{};
     written_ = 0;

@@ -2,9 +2,9 @@
 #ifndef TFDIST_ENGINE_STREAM_H_
 #define TFDIST_ENGINE_STREAM_H_
 
-#include <deque>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/operation.h"
 #include "transport/link.h"
@@ -22,7 +22,7 @@ class Stream {
   // Sending. A data frame's payload must stay as it is until `flush` has told of it.
   void send_control(FrameHeader header, const std::string& payload);
   void send_data(const FrameHeader& header, const char* payload, Operation* operation, int step, int64_t bytes);
-  bool has_output() const { return writing_ || !control_.empty(); }
+  bool has_output() const { return writing_ || next_control_ < control_.size(); }
   // Writes what it can; kFrame says that a frame has left entirely. `sent` tells what left of which step, if any did.
   struct Sent {
     Operation* operation = nullptr;
@@ -62,7 +62,8 @@ class Stream {
 
   ssize_t fill(char* target, size_t wanted);
 
-  std::deque<Control> control_;
+  std::vector<Control> control_;  // those before next_control_ have left
+  size_t next_control_ = 0;
   bool writing_ = false;
   FrameHeader outgoing_;
   const char* payload_ = nullptr;

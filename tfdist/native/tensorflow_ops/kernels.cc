@@ -1,4 +1,5 @@
-// Two ordinary kernels carry a collective: `start` packs its inputs and returns, `wait` blocks and unpacks.
+// Two ordinary kernels carry a collective: `start` hands its inputs over and returns, `wait` blocks until they are reduced.
+// Large tensors are reduced where they lie, small ones are packed.
 //
 // TensorFlow's asynchronous kernels cannot be used through the C API: finishing one after `compute` has returned
 // writes through a dangling pointer. A GPU's tensors are staged through host memory by TensorFlow itself.
@@ -89,23 +90,22 @@ void fail_with_group(TF_OpKernelContext* context, tfdist_group* group, int code)
 // engine may still be sending it.
 class InFlight {
  public:
-  void keep(int64_t group, int64_t ticket, Tensor tensor) {
+  void keep(int64_t group, int64_t ticket, std::vector<Tensor> tensors) {
     std::lock_guard<std::mutex> lock(mutex_);
-    tensors_[{group, ticket}] = std::move(tensor);
+    tensors_[{group, ticket}] = std::move(tensors);
   }
-  // Null where the operation does not work in place.
-  Tensor take(int64_t group, int64_t ticket) {
+  void forget(int64_t group, int64_t ticket) {
+    std::vector<Tensor> tensors;  // freed after the lock
     std::lock_guard<std::mutex> lock(mutex_);
     auto found = tensors_.find({group, ticket});
-    if (found == tensors_.end()) return nullptr;
-    Tensor tensor = std::move(found->second);
+    if (found == tensors_.end()) return;
+    tensors = std::move(found->second);
     tensors_.erase(found);
-    return tensor;
   }
 
  private:
   std::mutex mutex_;  // guards tensors_
-  std::map<std::pair<int64_t, int64_t>, Tensor> tensors_;
+  std::map<std::pair<int64_t, int64_t>, std::vector<Tensor>> tensors_;
 };
 
 InFlight& in_flight() {
@@ -156,19 +156,20 @@ Group find_group(TF_OpKernelContext* context, int64_t id) {
   return group;
 }
 
-// TfdistStart(tensors..., scale, divisor, step, offsets) -> ticket
-// TfdistStartInPlace(tensor, scale, divisor, step, offsets) -> ticket, held: works in the tensor's own memory where
-// nobody else needs that; `held` is what the wait takes instead of the tensor.
-template <bool in_place>
+// TfdistStart(tensors..., scale, divisor, step, offsets) -> ticket, held...
+// `held` is what the wait takes instead of the tensors, in their memory where nobody else needs that; nothing is held
+// where the result is of another shape (gathering).
 class Start {
  public:
   explicit Start(Attributes attributes)
       : group_(attributes.integer("group")),
         plan_(attributes.integer("plan")),
         dtype_(attributes.integer("dtype")),
+        wire_dtype_(attributes.integer("wire_dtype")),
         reduce_(attributes.integer("reduce")),
         channel_(attributes.integer("channel")),
         input_chunk_(attributes.integer("input_chunk")),
+        holds_(attributes.integer("holds") != 0),
         description_(attributes.text("description")) {}
 
   void compute(TF_OpKernelContext* context) const {
@@ -176,19 +177,24 @@ class Start {
     if (!group) return;
     const int num_tensors = TF_NumInputs(context) - 4;
     const int64_t size = tfdist_element_bytes(static_cast<int32_t>(dtype_));
-    std::vector<Tensor> tensors;
-    std::vector<tfdist_span> spans;
+    std::vector<Tensor> held;
+    std::vector<tfdist_span> inputs, outputs;
     int64_t elements = 0;
     for (int i = 0; i < num_tensors; ++i) {
-      tensors.push_back(input(context, i));
-      const auto n = static_cast<int64_t>(TF_TensorByteSize(tensors.back().get())) / size;
-      spans.push_back({TF_TensorData(tensors.back().get()), n});
-      elements += n;
+      if (holds_) held.push_back(output_like(context, i, i + 1));
+      if (holds_ && !held.back()) return;
+      const Tensor tensor = input(context, i);
+      const auto bytes = static_cast<int64_t>(TF_TensorByteSize(tensor.get()));
+      inputs.push_back({TF_TensorData(tensor.get()), bytes / size});
+      const bool in_place = holds_ && bytes >= kInPlaceBytes;
+      outputs.push_back({in_place ? TF_TensorData(held.back().get()) : nullptr, bytes / size});
+      elements += bytes / size;
     }
     const Tensor offsets = input(context, num_tensors + 3);
     tfdist_operation operation{};
     operation.plan = static_cast<int32_t>(plan_);
     operation.dtype = static_cast<int32_t>(dtype_);
+    operation.wire_dtype = static_cast<int32_t>(wire_dtype_);
     operation.reduce = static_cast<int32_t>(reduce_);
     operation.scale = scalar<double>(context, num_tensors);
     operation.divisor = scalar<double>(context, num_tensors + 1);
@@ -202,18 +208,10 @@ class Start {
       operation.elements = operation.chunk_offsets[num_offsets - 1];
       operation.input_offset = operation.chunk_offsets[input_chunk_];
     }
-    Tensor held;
-    if (in_place) {
-      tensors.clear();  // forwarding needs the only reference
-      held = output_like(context, 0, 1);
-      if (!held) return;
-      const Tensor original = input(context, 0);
-      spans[0].data = TF_TensorData(original.get());
-      operation.work = TF_TensorData(held.get());
-    }
-    const int64_t ticket = tfdist_start(group.get(), &operation, spans.data(), num_tensors, nullptr);
+    const int64_t ticket =
+        tfdist_start(group.get(), &operation, inputs.data(), num_tensors, holds_ ? outputs.data() : nullptr);
     if (ticket < 0) return fail_with_group(context, group.get(), static_cast<int>(-ticket));
-    if (in_place) in_flight().keep(group_, ticket, std::move(held));
+    if (holds_) in_flight().keep(group_, ticket, std::move(held));
     Status status = new_status();
     Tensor output(TF_AllocateOutput(context, 0, TF_INT64, nullptr, 0, sizeof(int64_t), status.get()));
     if (!output) return TF_OpKernelContext_Failure(context, status.get());
@@ -221,12 +219,14 @@ class Start {
   }
 
  private:
-  const int64_t group_, plan_, dtype_, reduce_, channel_, input_chunk_;
+  // Below it a copy costs less than a stretch of its own.
+  static constexpr int64_t kInPlaceBytes = 16 << 10;
+  const int64_t group_, plan_, dtype_, wire_dtype_, reduce_, channel_, input_chunk_;
+  const bool holds_;
   const std::string description_;
 };
 
-// TfdistWait(tickets..., like...) -> tensors shaped as `like`, in its memory where nobody else needs that;
-// `counts` says how many belong to each ticket, in order.
+// TfdistWait(tickets..., held...) -> the held tensors, reduced; `counts` says how many belong to each ticket, in order.
 class Wait {
  public:
   explicit Wait(Attributes attributes)
@@ -241,22 +241,17 @@ class Wait {
       const auto ticket = scalar<int64_t>(context, t);
       int code = tfdist_wait(group.get(), ticket, -1, 1);
       if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
-      if (const Tensor held = in_flight().take(group_, ticket)) {
-        code = tfdist_finish(group.get(), ticket, nullptr, 0);
-        Status status = new_status();
-        TF_SetOutput(context, next++, held.get(), status.get());
-        if (TF_GetCode(status.get()) != TF_OK) return TF_OpKernelContext_Failure(context, status.get());
-        continue;
-      }
-      std::vector<Tensor> outputs;
       std::vector<tfdist_span> spans;
       for (int64_t i = 0; i < counts_[static_cast<size_t>(t)]; ++i, ++next) {
-        outputs.push_back(output_like(context, num_tickets + next, next));
-        if (!outputs.back()) return;
-        const auto bytes = static_cast<int64_t>(TF_TensorByteSize(outputs.back().get()));
-        spans.push_back({TF_TensorData(outputs.back().get()), bytes / tfdist_element_bytes(static_cast<int32_t>(dtype_))});
+        const Tensor held = input(context, num_tickets + next);
+        const auto bytes = static_cast<int64_t>(TF_TensorByteSize(held.get()));
+        spans.push_back({TF_TensorData(held.get()), bytes / tfdist_element_bytes(static_cast<int32_t>(dtype_))});
+        Status status = new_status();
+        TF_SetOutput(context, next, held.get(), status.get());
+        if (TF_GetCode(status.get()) != TF_OK) return TF_OpKernelContext_Failure(context, status.get());
       }
       code = tfdist_finish(group.get(), ticket, spans.data(), static_cast<int32_t>(spans.size()));
+      in_flight().forget(group_, ticket);
       if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
     }
   }
@@ -329,31 +324,30 @@ void destroy(void* kernel) {
 
 template <typename Kernel>
 void implement(const char* name, const std::vector<const char*>& arguments) {
-  for (const char* device : {"CPU", "GPU"}) {
-    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, device, create<Kernel>, compute<Kernel>, destroy<Kernel>);
-    for (const char* argument : arguments) TF_KernelBuilder_HostMemory(builder, argument);
+  for (const std::string device : {"CPU", "GPU"}) {
+    TF_KernelBuilder* builder =
+        TF_NewKernelBuilder(name, device.c_str(), create<Kernel>, compute<Kernel>, destroy<Kernel>);
+    // Not on the CPU: TensorFlow would not forward an input there to an output that insists on host memory.
+    for (const char* argument : arguments) {
+      if (device == "GPU") TF_KernelBuilder_HostMemory(builder, argument);
+    }
     Status status = new_status();
-    TF_RegisterKernelBuilder((std::string(name) + device).c_str(), builder, status.get());
+    TF_RegisterKernelBuilder((name + device).c_str(), builder, status.get());
   }
 }
 
 // Runs when TensorFlow loads the library.
 const bool registered = [] {
   define("TfdistStart", {"tensors: T", "scale: double", "divisor: double", "step: int64", "offsets: int64"},
-         {"ticket: int64"},
-         {"T: list(type) >= 0", "group: int", "plan: int", "dtype: int", "reduce: int", "channel: int",
-          "input_chunk: int", "description: string"});
-  define("TfdistStartInPlace", {"tensor: T", "scale: double", "divisor: double", "step: int64", "offsets: int64"},
-         {"ticket: int64", "held: T"},
-         {"T: type", "group: int", "plan: int", "dtype: int", "reduce: int", "channel: int", "input_chunk: int",
-          "description: string"});
-  define("TfdistWait", {"tickets: N * int64", "like: T"}, {"reduced: T"},
+         {"ticket: int64", "held: H"},
+         {"T: list(type) >= 0", "H: list(type) >= 0", "group: int", "plan: int", "dtype: int", "wire_dtype: int",
+          "reduce: int", "channel: int", "input_chunk: int", "holds: int", "description: string"});
+  define("TfdistWait", {"tickets: N * int64", "held: T"}, {"reduced: T"},
          {"N: int >= 1", "T: list(type) >= 0", "group: int", "dtype: int", "counts: list(int)"});
   define("TfdistWaitRows", {"ticket: int64", "rows: int64", "like: T"}, {"gathered: T"},
          {"T: type", "group: int", "item_bytes: int"});
-  implement<Start<false>>("TfdistStart", {"tensors", "scale", "divisor", "step", "offsets", "ticket"});
-  implement<Start<true>>("TfdistStartInPlace", {"tensor", "scale", "divisor", "step", "offsets", "ticket", "held"});
-  implement<Wait>("TfdistWait", {"tickets", "like", "reduced"});
+  implement<Start>("TfdistStart", {"tensors", "scale", "divisor", "step", "offsets", "ticket", "held"});
+  implement<Wait>("TfdistWait", {"tickets", "held", "reduced"});
   implement<WaitRows>("TfdistWaitRows", {"ticket", "rows", "like", "gathered"});
   return true;
 }();

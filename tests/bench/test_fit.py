@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from tests.launch.launching import ROOT, tfdist
+from tfdist.bench import fit, peers, variants
+
+KEYS = {"variant", "workers", "model", "batch", "samples_per_second", "step_ms", "compute_ms", "exposed_ms"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "huge"], "invalid choice: 'huge'"),
+        (["--batch", "0"], "an integer >= 1"),
+        (["--workers", "x"], "Received: 'x'"),
+        (["--peer-python", "/no/such/python"], "--peer-python is expected to be a program"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message):
+    result = tfdist("bench", "fit", *arguments)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+def test_missing_legacy_keras_says_what_to_install():
+    assert variants.missing("python", {"tf-keras": "2.21.0"}) is None
+    assert "Run `python -m pip install --no-deps tf-keras`" in variants.missing("python", {})
+
+
+def test_exposed_is_what_unrelated_workers_do_not_need():
+    chosen = fit._parser().parse_args(["--workers", "2", "--batch", "32"])
+    tfdist_row, unrelated, one, *_ = variants.table(2)
+    rows = fit._results({tfdist_row: [3e-3, 5e-3, 4e-3], unrelated: [3e-3], one: [2e-3]}, chosen)
+    assert [row.workers for row in rows] == [2, 2, 1] and [row.batch for row in rows] == [64, 32, 32]
+    assert [row.samples_per_second for row in rows] == pytest.approx([64 / 4e-3, 2 * 32 / 3e-3, 32 / 2e-3])
+    assert fit.as_dict(rows[0])["exposed_ms"] == pytest.approx(1.0)
+    assert fit.as_dict(rows[1])["exposed_ms"] == fit.as_dict(rows[2])["exposed_ms"] == 0
+    assert set(fit.as_dict(rows[0])) == KEYS
+
+
+class SilentCrew:
+    """Answers as ranks would, the second time with a failure."""
+
+    def __init__(self, replies):
+        self.replies = list(replies)
+
+    def ask(self, do, **arguments):
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+def test_a_variant_that_fails_is_left_out(capsys):
+    chosen = fit._parser().parse_args(["--rounds", "2"])
+    good, bad, *_ = variants.table(2)
+    crews = {
+        good: SilentCrew([[{"seconds": [1.0, 1.0]}, {"seconds": [2.0, 0.5]}]] * 3),
+        bad: SilentCrew([[{"seconds": [1.0]}], fit.CrewFailedError("plain Keras: gone")]),
+    }
+    failures = []
+    assert fit._measure(crews, chosen, failures) == {good: [2.0, 1.0] * 2}
+    assert len(failures) == 1 and capsys.readouterr().err == "tfdist bench: plain Keras: gone\n"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_fit_of_two_workers(monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    chosen = fit._parser().parse_args(["--batch", "8", "--rounds", "1", "--steps", "3", "--epochs", "1", "--json"])
+    rows = variants.table(2)[:2]
+    assert fit.run(chosen, peers.Setting(world_size=2), rows) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["variant"], line["workers"], line["batch"]) for line in lines] == [
+        ("tfdist", 2, 16), (variants.COMPUTE, 2, 8)
+    ]  # fmt: skip
+    assert all(set(line) == KEYS and line["samples_per_second"] > 0 for line in lines)
+    assert lines[0]["compute_ms"] == lines[1]["step_ms"]

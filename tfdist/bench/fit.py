@@ -1,0 +1,182 @@
+"""`tfdist bench fit`: samples per second of `model.fit`, and how much of a step is communication that nothing hides."""
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import sys
+
+from tfdist.bench import machine, options, peers, table, variants
+from tfdist.bench.crew import CrewFailedError
+from tfdist.launch.parser import Parser, count
+
+_STEPS = {"small": 150, "big": 30}  # of an epoch, at most; an epoch's own overhead is spread over them
+_MAX_ROWS = {"small": 60_000, "big": 20_000}
+_EPILOG = """\
+examples:
+  tfdist bench fit --workers 2 --model small --batch 32
+  tfdist bench fit --workers 2 --model big --batch 256 --peers --json
+compute is the step of as many unrelated processes, a core each, at the same time; exposed is the rest of the step.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the result.
+
+    Args:
+      variant: its name.
+      workers: int, processes of it.
+      model: "small" or "big".
+      batch: int, samples per step of all replicas of one model.
+      samples_per_second: float, of all processes.
+      step_seconds: float, the slowest process's, the median over epochs.
+      compute_seconds: float, the part of the step that is there without communication too.
+    """
+
+    variant: str
+    workers: int
+    model: str
+    batch: int
+    samples_per_second: float
+    step_seconds: float
+    compute_seconds: float
+
+    @property
+    def exposed_seconds(self):
+        """What communication adds to a step; noise can make it a little less than 0."""
+        return self.step_seconds - self.compute_seconds
+
+
+def main(arguments):
+    """Runs the subcommand; returns the exit code: 1 where somebody failed."""
+    chosen = _parser().parse_args(arguments)
+    setting = peers.Setting(world_size=chosen.workers, peer_python=options.find_interpreter(chosen.peer_python))
+    rows = variants.table(chosen.workers)
+    if chosen.peers:
+        lacking = variants.missing(setting.peer_python, peers.look(setting.peer_python)["versions"])
+        if lacking:
+            sys.stderr.write(f"tfdist bench: {lacking}\n")
+        else:
+            rows.append(variants.mirrored(chosen.workers))
+    return run(chosen, setting, rows)
+
+
+def run(chosen, setting, rows):
+    """Measures the given variants; returns the exit code."""
+    failures = []
+    with contextlib.ExitStack() as stack:
+        crews = {}
+        for variant in rows:
+            with _noted(failures):
+                crews[variant] = stack.enter_context(variant.crew(setting, chosen.model))
+        found = _results(_measure(crews, chosen, failures), chosen)
+        if not chosen.json:
+            title = f"model.fit, {chosen.model}, {chosen.workers} workers, batch {chosen.batch} per worker"
+            _write(f"{title}: {machine.describe()}")
+        for line in _lines(found, chosen.json):
+            _write(line)
+    return 1 if failures or not found else 0
+
+
+def _measure(crews, chosen, failures):
+    """Returns a dict of variant to the list of seconds per step; a variant that fails is left out."""
+    seconds = {}
+    for variant in list(crews):  # the first call builds the graphs
+        with _noted(failures, crews, variant):
+            _train(crews[variant], variant, chosen)
+            seconds[variant] = []
+    for index in range(chosen.rounds):
+        order = list(seconds)
+        shift = index % max(1, len(order))
+        for variant in [*order[shift:], *order[:shift]]:
+            if variant in crews:
+                with _noted(failures, crews, variant):
+                    seconds[variant] += _train(crews[variant], variant, chosen)
+    return {variant: values for variant, values in seconds.items() if variant in crews}
+
+
+def _train(crew, variant, chosen):
+    batch = chosen.batch * variant.num_batches
+    steps = max(1, min(chosen.steps or _STEPS[chosen.model], _MAX_ROWS[chosen.model] // batch))
+    replies = crew.ask("train", batch=batch, steps=steps, epochs=chosen.epochs)
+    return [max(times) for times in zip(*(reply["seconds"] for reply in replies))]
+
+
+def _results(seconds, chosen):
+    compute = next((statistics.median(times) for variant, times in seconds.items()
+                    if variant.name == variants.COMPUTE), None)  # fmt: skip
+    rows = []
+    for variant, times in seconds.items():
+        step, batch = statistics.median(times), chosen.batch * variant.num_batches
+        workers = variant.num_models if variant.num_models > 1 else chosen.workers if variant.communicates else 1
+        own = compute if variant.communicates and compute is not None else step
+        rows.append(Row(variant.name, workers, chosen.model, batch, batch * variant.num_models / step, step, own))
+    return rows
+
+
+def _lines(rows, as_json):
+    if as_json:
+        return [json.dumps(as_dict(row)) for row in rows]
+    ceiling = max((row.samples_per_second for row in rows), default=1.0)
+    cells = [
+        (row.variant, str(row.workers), str(row.batch), f"{row.samples_per_second:.0f}", f"{row.step_seconds * 1e3:.3f}",
+         f"{row.compute_seconds * 1e3:.3f}", f"{row.exposed_seconds * 1e3:.3f}", f"{row.samples_per_second / ceiling:.2f}")
+        for row in rows
+    ]  # fmt: skip
+    return table.align(
+        ("variant", "workers", "batch", "samples/s", "step ms", "compute ms", "exposed ms", "of best"), cells
+    )
+
+
+def as_dict(row):
+    """Returns what is printed as a line of JSON."""
+    return {
+        "variant": row.variant,
+        "workers": row.workers,
+        "model": row.model,
+        "batch": row.batch,
+        "samples_per_second": round(row.samples_per_second, 1),
+        "step_ms": row.step_seconds * 1e3,
+        "compute_ms": row.compute_seconds * 1e3,
+        "exposed_ms": row.exposed_seconds * 1e3,
+    }
+
+
+@contextlib.contextmanager
+def _noted(failures, crews=None, variant=None):
+    """Turns the failure of a crew into a line on stderr, and drops it from `crews`."""
+    try:
+        yield
+    except CrewFailedError as error:
+        failures.append(error)
+        if crews is not None:
+            crews.pop(variant, None)
+        sys.stderr.write(f"tfdist bench: {' '.join(str(error).split())}\n")
+        sys.stderr.flush()
+
+
+def _write(text):
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _parser():
+    parser = Parser(
+        prog="tfdist bench fit",
+        usage="tfdist bench fit [--workers N] [--model small|big] [--batch B] [options]",
+        description="Times model.fit of a multilayer perceptron on random data of MNIST's shape, all variants in turns.",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add("--workers", type=count(1), default=2, metavar="N", help="workers of tfdist, a core each (2)")
+    add("--model", choices=("small", "big"), default="small", help="784-128-10, or 784-2048x3-10 (small)")
+    add(
+        "--batch", "--batch-per-worker", type=count(1), default=32, metavar="B", help="samples per worker and step (32)"
+    )
+    options.add_peer_options(parser)
+    add("--rounds", type=count(1), default=7, metavar="R", help="turns of each variant (7)")
+    add("--epochs", type=count(1), default=2, metavar="E", help="timed epochs of a turn (2)")
+    add("--steps", type=count(1), metavar="S", help="steps of an epoch (150 small, 30 big, as the data allows)")
+    add("--json", action="store_true", help="for programs: one line a variant")
+    return parser

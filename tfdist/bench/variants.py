@@ -1,0 +1,121 @@
+"""The table of what `tfdist bench fit` compares: how the processes of each variant are started."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import socket
+import sys
+
+from tfdist.bench import peers
+from tfdist.bench.crew import Launch
+from tfdist.launch.resources import available_cores, thread_variables
+
+_OWN_PROGRAM = peers.PROGRAMS / "fit_tfdist.py"
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+_KERAS_3 = {"TF_USE_LEGACY_KERAS": "0", "KERAS_BACKEND": "tensorflow"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Args:
+      name: shown.
+      crew: function `(setting, model)` to a context manager of a `Crew`.
+      num_batches: int, how many times the batch per worker a call of `model.fit` is told to take at a step.
+      num_models: int, unrelated models that train at the same time, so that the samples of all count.
+      communicates: bool, whether its workers train one model together.
+    """
+
+    name: str
+    crew: object
+    num_batches: int
+    num_models: int = 1
+    communicates: bool = False
+
+
+COMPUTE = "unrelated workers"
+
+
+def table(num_workers, strategy="ring"):
+    """Returns the variants that need nothing but tfdist; all but the first are one process, or several unrelated ones."""
+    own = functools.partial(_distributed, strategy=strategy)
+    unrelated = functools.partial(_plain, num_processes=num_workers)
+    one_core = functools.partial(_plain, cores=[available_cores()[:1]])
+    all_cores = functools.partial(_plain, cores=[available_cores()])
+    rows = [
+        Variant("tfdist", own, num_workers, communicates=True),
+        Variant(COMPUTE, unrelated, 1, num_models=num_workers),
+        Variant("one process, one core", one_core, 1),
+        Variant("one process, all cores", all_cores, 1),
+    ]
+    if num_workers > 1:
+        rows.append(Variant(f"one process, all cores, batch x {num_workers}", all_cores, num_workers))
+    return rows
+
+
+def mirrored(num_workers):
+    """Returns the variant of TensorFlow's own strategy."""
+    return Variant("MultiWorkerMirrored", _mirrored, num_workers, communicates=True)
+
+
+def missing(peer_python, versions):
+    """Returns one line that says what MultiWorkerMirroredStrategy lacks, or None."""
+    if "tf-keras" in versions:
+        return None
+    return (
+        "MultiWorkerMirrored is left out: it needs legacy Keras. "
+        f"Run `{peer_python} -m pip install --no-deps tf-keras` (in TensorFlow's own version)."
+    )
+
+
+def _distributed(setting, model, strategy):
+    return peers.tfdist_crew(setting, _OWN_PROGRAM, {**_QUIET, **_KERAS_3}, model=model, strategy=strategy)
+
+
+@contextlib.contextmanager
+def _plain(setting, model, num_processes=1, cores=None):
+    """Processes without a strategy, by default on the cores and with the threads of a worker of tfdist."""
+    setting = dataclasses.replace(setting, world_size=num_processes)
+    threads = {} if cores is None else thread_variables(len(cores[0]), 1)
+    launches = [
+        Launch(
+            (sys.executable, str(_OWN_PROGRAM)),
+            setting.environment(rank, PYTHONPATH=peers.own_path(), **_QUIET, **_KERAS_3, **threads),
+        )
+        for rank in range(num_processes)
+    ]
+    task = {"model": model, "strategy": None}
+    with peers.open_crew(
+        "plain Keras", setting, launches, **task, **({} if cores is None else {"cores": cores})
+    ) as crew:
+        yield crew
+
+
+@contextlib.contextmanager
+def _mirrored(setting, model):
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(setting.world_size)]
+    launches = [
+        Launch(
+            (setting.peer_python, str(peers.PROGRAMS / "fit_mirrored.py")),
+            setting.environment(
+                rank,
+                **_QUIET,
+                TF_USE_LEGACY_KERAS="1",
+                TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}),
+            ),
+        )
+        for rank in range(setting.world_size)
+    ]
+    with peers.open_crew("MultiWorkerMirrored", setting, launches, model=model) as crew:
+        yield crew
+
+
+def _free_ports(count):
+    """Returns ports that were free a moment ago: TF_CONFIG cannot say "any"."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]

@@ -1,0 +1,29 @@
+"""How an input pipeline runs beside a worker's computation."""
+
+import os
+
+import tensorflow as tf
+
+
+def has_one_core():
+    """Returns whether this process has a single core.
+
+    Then nothing is gained by preparing a batch beside the step that uses the one before: the threads would only take turns.
+    """
+    return len(os.sched_getaffinity(0)) == 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() == 1
+
+
+def parallel_map(dataset, function):
+    """Returns `dataset.map(function)`, of several elements at once where there are cores for that."""
+    if has_one_core():
+        return dataset.map(function)
+    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def finish(dataset):
+    """Returns `dataset`, prefetched where there is a core for that."""
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    options.deterministic = True  # workers must see the same batches in the same order
+    dataset = dataset.with_options(options)
+    return dataset if has_one_core() else dataset.prefetch(tf.data.AUTOTUNE)
