@@ -40,6 +40,15 @@ def test_timeout_is_a_number_of_seconds(text):
         variables.timeout({"TFDIST_TIMEOUT": text})
 
 
+@pytest.mark.parametrize("text", ["0", "17", "two"])
+def test_a_wrong_number_of_sockets_is_named(text):
+    with pytest.raises(
+        ConfigurationError, match=f"TFDIST_SOCKETS_PER_PEER is expected to be .*TFDIST_SOCKETS_PER_PEER='?{text}"
+    ):
+        variables.sockets_per_peer({"TFDIST_SOCKETS_PER_PEER": text})
+    assert variables.sockets_per_peer({}) == 1 and variables.sockets_per_peer({"TFDIST_SOCKETS_PER_PEER": "16"}) == 16
+
+
 def test_timeout_reaches_the_cluster():
     assert resolve({}).timeout is None
     assert resolve({"TFDIST_TIMEOUT": "1.5"}).timeout == 1.5

@@ -111,6 +111,17 @@ def transport(environ):
     return value
 
 
+def sockets_per_peer(environ):
+    """Returns TFDIST_SOCKETS_PER_PEER, 1 where it is not set."""
+    value = integer(environ, "TFDIST_SOCKETS_PER_PEER", 1)
+    if not 1 <= value <= 16:
+        raise ConfigurationError(
+            f"TFDIST_SOCKETS_PER_PEER is expected to be from 1 to 16. Received: TFDIST_SOCKETS_PER_PEER={value}. "
+            "Correct it, or unset it."
+        )
+    return value
+
+
 def algorithm(environ, known):
     """Reads TFDIST_ALGORITHM, one of the names `known`; None where it is not set."""
     value = environ.get("TFDIST_ALGORITHM", "") or None
@@ -125,14 +136,3 @@ def algorithm(environ, known):
 def plan(environ):
     """Reads TFDIST_PLAN, a path or `DEFAULT_PLAN`; None where it is not set."""
     return environ.get("TFDIST_PLAN", "") or None
-
-
-def sockets_per_peer(environ):
-    """Returns TFDIST_SOCKETS_PER_PEER, 1 where it is not set."""
-    value = integer(environ, "TFDIST_SOCKETS_PER_PEER", 1)
-    if not 1 <= value <= 16:
-        raise ConfigurationError(
-            f"TFDIST_SOCKETS_PER_PEER is expected to be from 1 to 16. Received: TFDIST_SOCKETS_PER_PEER={value}. "
-            "Correct it, or unset it."
-        )
-    return value

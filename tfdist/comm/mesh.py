@@ -7,6 +7,7 @@ other; what each could is told to all, so that all know of all who shares with w
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import socket
 import time
@@ -65,17 +66,14 @@ def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_pee
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
                 exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout)
                 address = [cluster.bind_host, listener.getsockname()[1]]
-                entry = {"address": address, "memory": segments.address(), "sockets": sockets_per_peer}
-                entries = exchange("", entry)
+                entries = exchange("", {"address": address, "memory": segments.address(), "sockets": sockets_per_peer})
                 count = entries[0]["sockets"]
                 sockets = [None if peer == cluster.rank else [None] * count for peer in range(cluster.world_size)]
-                for peer in range(cluster.rank):
-                    for index in range(count):
-                        address = entries[peer]["address"]
-                        sockets[peer][index] = _dial(cluster, generation, peer, index, address, deadline)
+                for peer, index in itertools.product(range(cluster.rank), range(count)):
+                    sockets[peer][index] = _dial(cluster, generation, peer, index, entries[peer]["address"], deadline)
                 _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
-                for peer, entry in enumerate(entries):
-                    segments.open(peer, entry["memory"])
+                for peer in range(cluster.world_size):
+                    segments.open(peer, entries[peer]["memory"])
                 # Nobody takes the store down, or the job for formed, before everyone has everyone.
                 opened = exchange("/formed", segments.opened())
         on_failure.pop_all()

@@ -47,7 +47,7 @@ bool Engine::read_shared(Peer* peer, bool hold) {
       take(operation, step, segment.slot(header.slot), header.length);
     } else if (!failed_) {
       Buffer data(&pool_, header.length);
-      copy_from_window(data.data(), segment.slot(header.slot), header.length);
+      copy_bytes(data.data(), segment.slot(header.slot), header.length);
       this->hold(peer, header, std::move(data));
     }
     const bool is_free = segment.release(rank_, header.slot);
@@ -214,7 +214,7 @@ void Engine::take(Operation* operation, int step, const char* data, int64_t leng
     } else if (widens) {
       widen(values, data, n / size, operation->wire_dtype);
     } else {
-      copy_from_window(target, data, static_cast<size_t>(n));
+      copy_bytes(target, data, static_cast<size_t>(n));
     }
     data += n / operation->shrink;
   });

@@ -118,7 +118,7 @@ bool Engine::post(Operation* operation, int step) {
     if (operation->shrink > 1) {
       narrow(target, reinterpret_cast<float*>(source), n / 4, operation->wire_dtype);
     } else {
-      copy_from_window(target, source, static_cast<size_t>(n));
+      copy_bytes(target, source, static_cast<size_t>(n));
     }
     target += n / operation->shrink;
   });
