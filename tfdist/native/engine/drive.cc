@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "common/copy.h"
 #include "engine/engine.h"
 
 namespace tfdist {
@@ -304,7 +305,7 @@ bool Engine::settle_once(Operation* operation) {
     int64_t source = operation->begin[step.source];
     operation->visit(operation->begin[step.chunk], bytes, [&](char* target, int64_t n) {
       operation->visit(source, n, [&target](char* part, int64_t m) {
-        std::memcpy(target, part, static_cast<size_t>(m));
+        copy_bytes(target, part, static_cast<size_t>(m));
         target += m;
       });
       source += n;

@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <cstring>
+#include "common/copy.h"
 
 namespace tfdist {
 namespace {
@@ -224,7 +224,7 @@ void Engine::lay_out(const tfdist_operation& request, const tfdist_span* inputs,
     if (request.scale != 1) {
       pack_scaled(target, inputs[i].data, inputs[i].elements, request.dtype, request.scale);
     } else if (bytes > 0 && inputs[i].data != target) {
-      std::memcpy(target, inputs[i].data, static_cast<size_t>(bytes));
+      copy_bytes(target, inputs[i].data, static_cast<size_t>(bytes));
     }
     if (is_packed) packed += bytes;
     if (outputs != nullptr && bytes > 0) {
@@ -342,7 +342,7 @@ int Engine::finish(int64_t ticket, const tfdist_span* outputs, int num_outputs) 
   for (int i = 0; fits && i < num_outputs; ++i) {
     char* target = static_cast<char*>(outputs[i].data);
     if (target != nullptr) operation->visit(offset, outputs[i].elements * size, [&target](char* source, int64_t n) {
-      if (target != source) std::memcpy(target, source, static_cast<size_t>(n));
+      if (target != source) copy_bytes(target, source, static_cast<size_t>(n));
       target += n;
     });
     offset += outputs[i].elements * size;
