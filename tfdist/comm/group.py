@@ -75,7 +75,8 @@ class Group:
         if world_size > 1:
             self.native = _create(rank, world_size, sockets, segments, generation, self._timeout)
             self.id = library.core().tfdist_group_id(self.native)
-        self._plans = Plans(self.native, rank, topology)
+        num_sockets = max([len(peer) for peer in sockets if peer is not None], default=1)
+        self._plans = Plans(self.native, rank, topology, num_sockets)
 
     @property
     def timeout(self):
@@ -179,7 +180,7 @@ class Group:
         if self.world_size == 1:
             return PreparedAllReduce(self, work, None)
         operation = library.Operation(
-            plan=self._plans.all_reduce(chosen),
+            plan=self._plans.all_reduce(chosen, work.nbytes),
             dtype=library.DTYPES[dtype],
             wire_dtype=wire,
             reduce=library.REDUCTIONS[op],
@@ -203,7 +204,7 @@ class Group:
           num_bytes: int, what travels of the whole array; None where it is unknown: then as for 1 MiB.
           algorithm: as for `all_reduce`.
         """
-        return self._plans.all_reduce(self.algorithm_for(num_bytes, algorithm))
+        return self._plans.all_reduce(self.algorithm_for(num_bytes, algorithm), num_bytes)
 
     def broadcast(self, array, root=0, *, name="broadcast"):
         """Returns `root`'s array on every rank; shape and dtype (any of fixed size) must agree. Costs its bytes once."""

@@ -10,10 +10,12 @@ import numpy as np
 from tfdist.collectives import ALGORITHMS, ALL_REDUCE
 from tfdist.collectives.choose import bucket_bytes, check, crossovers
 from tfdist.collectives.rates import Rates, default_rates
+from tfdist.collectives.striping import striped
 from tfdist.comm import library
 from tfdist.errors import ConfigurationError
 
 _UNKNOWN_BYTES = 1 << 20
+_STRIPED_BYTES = 1 << 18  # below it more messages cost more than more sockets gain
 _EXPECTED_CHOICE = (
     "choice is expected to hold rates, crossovers ([bytes, algorithm], ascending from 0 bytes on) and bucket_bytes > 0. "
     "Received: choice={}{}. Save it again by measuring anew."
@@ -82,10 +84,12 @@ class Plans:
       native: the native group, for `library.core()`; None where there is only one rank.
       rank: int.
       topology: the `Topology`.
+      num_sockets: int >= 1, that two ranks share; large all-reduces are striped over them.
     """
 
-    def __init__(self, native, rank, topology):
+    def __init__(self, native, rank, topology, num_sockets=1):
         self.topology = topology
+        self._num_sockets = num_sockets
         self._native, self._rank = native, rank
         self._choice = self._algorithm = None
         self._numbers = {}
@@ -132,24 +136,26 @@ class Plans:
             return check(algorithm)
         return self._algorithm or self.choice.algorithm(_UNKNOWN_BYTES if num_bytes is None else num_bytes)
 
-    def all_reduce(self, name):
-        """Returns the native number of the plan of an all-reduce algorithm."""
-        return self._load(ALL_REDUCE[name], ("all_reduce", name), ALL_REDUCE[name].options(self.topology))
+    def all_reduce(self, name, num_bytes):
+        """Returns the native number of the plan of an all-reduce algorithm for `num_bytes` bytes (None: unknown)."""
+        lanes = self._num_sockets if (num_bytes or 0) >= _STRIPED_BYTES else 1
+        options = ALL_REDUCE[name].options(self.topology)
+        return self._load(ALL_REDUCE[name], ("all_reduce", name, lanes), options, lanes)
 
     def other(self, collective, options=()):
         """Returns the native number of the plan of another collective; `options` are pairs that its steps take."""
         return self._load(ALGORITHMS[collective], (collective, *options), dict(options))
 
-    def _load(self, algorithm, key, options):
+    def _load(self, algorithm, key, options, lanes=1):
         """Here, and only here, steps become the table that the native core reads."""
         with self._lock:
             if key not in self._numbers:
                 world_size = self.topology.world_size
-                steps = list(algorithm.steps(self._rank, world_size, **options))
+                steps = list(striped(algorithm.steps(self._rank, world_size, **options), lanes))
                 rows = [(step.kind, step.peer, step.chunk, step.source) for step in steps]
                 table = np.array(rows, np.int32).reshape(-1, 4)
                 pointer = table.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-                num_chunks = algorithm.num_chunks(world_size, **options)
+                num_chunks = lanes * algorithm.num_chunks(world_size, **options)
                 number = library.core().tfdist_group_load_plan(self._native, pointer, len(rows), num_chunks)
                 if number < 0:
                     raise ConfigurationError(f"{key} was expected to yield a valid plan. Received: {steps}.")
