@@ -2,6 +2,7 @@
 //
 // Built and run by sanitize.py, once per TFDIST_INSTRUCTION_SET; names the set and returns 0 when every check held.
 
+#include "check.h"
 #include "common/reduce.h"
 
 #include <algorithm>
@@ -18,14 +19,6 @@
 #include "common/half.h"
 #include "common/measure.h"
 #include "reduce_reference.h"
-
-#define CHECK(condition)                                                            \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);          \
-      std::exit(1);                                                                 \
-    }                                                                               \
-  } while (0)
 
 namespace {
 

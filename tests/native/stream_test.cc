@@ -9,15 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "engine/stream.h"
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace tfdist {
 namespace {
