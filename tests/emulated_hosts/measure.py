@@ -1,6 +1,6 @@
 """Measures all-reduces between emulated hosts: the share of the line that each library uses.
 
-    python tests/emulated_hosts/measure.py [--hosts 2,4] [--rate 1gbit] [--delay 0.5ms] [--bytes 16M] [--wire-dtype bfloat16]
+    python -m tests.emulated_hosts.measure [--hosts 2,4] [--rate 1gbit] [--delay 0.5ms] [--bytes 16M] [--wire-dtype bfloat16]
                                            [--peers --peer-python PATH]
 
 Needs root. share = bytes * 2 (n - 1) / n * 8 / seconds / rate; full-duplex TCP can carry 94 %. With a wire dtype of 16 bits half
