@@ -11,6 +11,7 @@ from tests.native.sanitize import build_and_run
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 
+@pytest.mark.slow  # compiles the core
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here to build the C++ test with")
 def test_reduce_in_cpp():
     environments = [{"TFDIST_INSTRUCTION_SET": name} for name in INSTRUCTION_SETS]
