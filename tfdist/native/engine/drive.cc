@@ -93,7 +93,7 @@ bool Engine::drive(bool reads_sockets) {
   if (has_work_.load()) take_submitted();
   bool moved = false;
   for (Peer* peer : shared_peers_) moved |= read_shared(peer, false);
-  if (reads_sockets) {
+  if (reads_sockets && early_bytes_ <= kEarlyBytesAtMost) {
     for (Peer* peer : stream_peers_) {
       for (auto& stream : peer->streams) {
         stream->blocked = false;
