@@ -65,7 +65,7 @@ def run(chosen, setting, crews):
 
     title = f"all-reduce of float32, {setting.world_size} ranks: {machine.describe()}"
     if not chosen.json:
-        _write(title)
+        table.write(title)
     with contextlib.ExitStack() as stack:
         opened = _open(stack, crews, setting, warn)
         for num_bytes in chosen.bytes:
@@ -104,16 +104,11 @@ def _open(stack, crews, setting, warn):
 def _show(rows, as_json, first):
     if as_json:
         for row in rows:
-            _write(table.all_reduce_json(row))
+            table.write(table.all_reduce_json(row))
         return
     # Sizes appear as they are done, so the width of a column cannot be known.
     lines = table.align(table.all_reduce_header(any(map(table.is_limit, rows))), table.all_reduce_rows(rows), _COLUMN)
-    _write("\n".join([*([] if first else [""]), *lines[0 if first else 1 :]]))
-
-
-def _write(text):
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    table.write("\n".join([*([] if first else [""]), *lines[0 if first else 1 :]]))
 
 
 def _parser():

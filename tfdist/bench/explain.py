@@ -60,7 +60,9 @@ def run(chosen, setting):
     try:
         with peers.tfdist_crew(setting, peers.PROGRAMS / "rank_explain.py") as crew:
             if not chosen.json:
-                _write(f"all-reduce of float32, {setting.world_size} ranks: {machine.describe()}\n{_describe(crew)}")
+                table.write(
+                    f"all-reduce of float32, {setting.world_size} ranks: {machine.describe()}\n{_describe(crew)}"
+                )
             for num_bytes in chosen.bytes:
                 rows = measure(crew, num_bytes, rounds=chosen.rounds, seconds=chosen.seconds)
                 _show(rows, chosen.json, first=num_bytes == chosen.bytes[0])
@@ -101,7 +103,7 @@ def _describe(crew):
 def _show(rows, as_json, first):
     if as_json:
         for row in rows:
-            _write(json.dumps({**dataclasses.asdict(row), "ratio": row.ratio}))
+            table.write(json.dumps({**dataclasses.asdict(row), "ratio": row.ratio}))
         return
     fastest = min(row.seconds_median for row in rows)
     cells = [
@@ -111,9 +113,4 @@ def _show(rows, as_json, first):
     ]  # fmt: skip
     header = ("algorithm", "bytes", "predicted", "measured", "ratio", "x fastest", "")
     lines = table.align(header, cells, _COLUMN)
-    _write("\n".join([*([] if first else [""]), *lines[0 if first else 1 :]]))
-
-
-def _write(text):
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    table.write("\n".join([*([] if first else [""]), *lines[0 if first else 1 :]]))

@@ -73,9 +73,9 @@ def run(chosen, setting, rows):
         found = _results(_measure(crews, chosen, failures), chosen)
         if not chosen.json:
             title = f"model.fit, {chosen.model}, {chosen.workers} workers, batch {chosen.batch} per worker"
-            _write(f"{title}: {machine.describe()}")
+            table.write(f"{title}: {machine.describe()}")
         for line in _lines(found, chosen.json):
-            _write(line)
+            table.write(line)
     return 1 if failures or not found else 0
 
 
@@ -154,11 +154,6 @@ def _noted(failures, crews=None, variant=None):
             crews.pop(variant, None)
         sys.stderr.write(f"tfdist bench: {' '.join(str(error).split())}\n")
         sys.stderr.flush()
-
-
-def _write(text):
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _parser():

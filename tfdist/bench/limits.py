@@ -28,14 +28,14 @@ def main(arguments):
     setting = peers.Setting(world_size=chosen.world_size)
     warnings = []
     if not chosen.json:
-        _write(f"limits, {setting.world_size} ranks at the same time: {machine.describe()}")
+        table.write(f"limits, {setting.world_size} ranks at the same time: {machine.describe()}")
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(crew(setting)) for crew in crews]
         rows = []
         for num_bytes in chosen.bytes:
             rows += measure(opened, num_bytes, rounds=chosen.rounds, seconds=chosen.seconds, warn=warnings.append)
     for line in _lines(rows, chosen.json):
-        _write(line)
+        table.write(line)
     for warning in warnings:
         sys.stderr.write(f"tfdist bench: {warning}\n")
     return 0 if len(opened) == len(crews) else 1
@@ -58,11 +58,6 @@ def _lines(rows, as_json):
     cells = [(row.peer, table.size(row.bytes), table.duration(row.seconds_median), f"{throughput(row):.3g}")
              for row in rows]  # fmt: skip
     return table.align(("limit", "bytes", "time", "GB/s"), cells)
-
-
-def _write(text):
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _parser():

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 from tfdist.bench.ratio import median_ratio
@@ -125,3 +126,9 @@ def plot(path, rows, title):
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def write(text):
+    """Writes a line, or several, at once: rows are shown as they are done."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

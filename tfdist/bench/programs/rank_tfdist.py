@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 from serve import pin, repeat, serve, task
 
 _ROUNDING = {None: 0.0, "float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -10,15 +9,7 @@ _ROUNDING = {None: 0.0, "float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8
 
 def preparing(group, wire_dtype):
     """Returns the function from an array to `run(iterations)`."""
-
-    def prepare(array):
-        if hasattr(group, "prepare_all_reduce"):
-            return repeat(group.prepare_all_reduce(array, "sum", wire_dtype=wire_dtype))
-        if wire_dtype not in (None, "float32"):
-            raise NotImplementedError(f"this tfdist sends float32 only. Received: wire_dtype={wire_dtype!r}")
-        return repeat(lambda: np.copyto(array, group.all_reduce(array)))
-
-    return prepare
+    return lambda array: repeat(group.prepare_all_reduce(array, "sum", wire_dtype=wire_dtype))
 
 
 def tolerance(wire_dtype, world_size):
