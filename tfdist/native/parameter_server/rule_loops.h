@@ -25,16 +25,9 @@ TFDIST_STEP void apply_step(const Coefficients<T>& c, T& x, T* s, T g, const T* 
 }
 
 template <typename T, class Step, bool kApart>
-TFDIST_TARGET void loop(const Coefficients<T>& coefficients, T* theta, T* const* slots, const T* gradient,
-                        const T* magnitudes, int64_t n) {
+TFDIST_TARGET void loop_apart(const Coefficients<T> c, T* __restrict x, T* __restrict s0, T* __restrict s1,
+                              T* __restrict s2, const T* __restrict g, const T* __restrict q, int64_t n) {
   constexpr int kSlots = Step::kSlots;
-  const Coefficients<T> c = coefficients;
-  T* __restrict x = theta;
-  T* __restrict s0 = kSlots > 0 ? slots[0] : nullptr;
-  T* __restrict s1 = kSlots > 1 ? slots[1] : nullptr;
-  T* __restrict s2 = kSlots > 2 ? slots[2] : nullptr;
-  const T* __restrict g = gradient;
-  const T* __restrict q = magnitudes;
   for (int64_t i = 0; i < n; ++i) {
     T parameter = x[i];
     T s[3] = {};
@@ -47,6 +40,14 @@ TFDIST_TARGET void loop(const Coefficients<T>& coefficients, T* theta, T* const*
     if constexpr (kSlots > 1) s1[i] = s[1];
     if constexpr (kSlots > 2) s2[i] = s[2];
   }
+}
+
+template <typename T, class Step, bool kApart>
+TFDIST_TARGET void loop(const Coefficients<T>& c, T* theta, T* const* slots, const T* gradient, const T* magnitudes,
+                        int64_t n) {
+  constexpr int kSlots = Step::kSlots;
+  loop_apart<T, Step, kApart>(c, theta, kSlots > 0 ? slots[0] : nullptr, kSlots > 1 ? slots[1] : nullptr,
+                              kSlots > 2 ? slots[2] : nullptr, gradient, magnitudes, n);
 }
 
 template <typename T>

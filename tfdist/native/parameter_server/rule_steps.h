@@ -154,8 +154,9 @@ struct LionStep {
   template <typename T>
   static TFDIST_STEP void apply(const Coefficients<T>& c, T& x, T* s, T g, T) {
     const T direction = s[0] * c.beta_1 + g * c.rest_1;
-    const T negative_or_zero = direction < T(0) ? T(-1) : direction;  // or no number
-    x -= c.learning_rate * (direction > T(0) ? T(1) : negative_or_zero);
+    // One selection: with two the loop is not vectorised. Zero and what is no number stay themselves.
+    const T sign = std::abs(direction) > T(0) ? std::copysign(T(1), direction) : direction;
+    x -= c.learning_rate * sign;
     s[0] = s[0] * c.beta_2 + g * c.rest_2;
   }
 };
