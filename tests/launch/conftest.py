@@ -12,3 +12,15 @@ def script(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def server_script(tmp_path):
+    """Writes what runs in the place of a parameter server."""
+
+    def write(text):
+        path = tmp_path / "server.py"
+        path.write_text("import os, signal, sys, time\n" + textwrap.dedent(text))
+        return path
+
+    return write

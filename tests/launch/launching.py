@@ -3,8 +3,11 @@
 import contextlib
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 
@@ -14,22 +17,34 @@ def _environment(**variables):
     return {**kept, "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, sys.path)]), **variables}
 
 
-def _command(*arguments):
+# `tfdist run` with a script of the test in the place of the parameter server.
+_WITH_SERVER = """
+import dataclasses, sys
+from tfdist.launch import local, run
+job = dataclasses.replace(run.parse(sys.argv[3:]), server_command=(sys.argv[1],))
+sys.exit(local.start(job))
+"""
+
+
+def _command(*arguments, server=None):
+    if server is not None:
+        return [sys.executable, "-c", _WITH_SERVER, str(server), *map(str, arguments)]
     return [sys.executable, "-m", "tfdist", *map(str, arguments)]
 
 
-def tfdist(*arguments, cwd=None, **variables):
-    """Runs `tfdist ...` to its end."""
+def tfdist(*arguments, cwd=None, server=None, **variables):
+    """Runs `tfdist ...` to its end; `server`: a script in the place of the parameter server."""
     return subprocess.run(
-        _command(*arguments), env=_environment(**variables), cwd=cwd, capture_output=True, text=True, timeout=60
-    )
+        _command(*arguments, server=server), env=_environment(**variables), cwd=cwd, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def running(*arguments, lines=0, **variables):
+def running(*arguments, lines=0, server=None, **variables):
     """Starts `tfdist ...`, waits for so many lines on its stdout and yields the process; its session dies with it."""
     process = subprocess.Popen(
-        _command(*arguments),
+        _command(*arguments, server=server),
         env=_environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,3 +57,28 @@ def running(*arguments, lines=0, **variables):
     finally:
         process.kill()
         process.communicate(timeout=30)
+
+
+def is_running(pid):
+    """Returns whether a process runs, a zombie not counting."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def assert_gone(pids, seconds=5.0):
+    """Fails where one of the processes still runs after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [pid for pid in pids if is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def pids_in(lines):
+    """Returns the numbers that scripts have written as `pid=N`."""
+    return [int(number) for line in lines for number in re.findall(r"pid=(\d+)", line)]

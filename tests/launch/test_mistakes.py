@@ -28,6 +28,13 @@ BAD = {
     "no address": (["run", "--nodes", "2", __file__], "--address is expected with --nodes 2"),
     "bad address": (["run", "--nodes", "2", "--address", "a", __file__], "--address is expected to be host:port"),
     "unknown strategy": (["run", "--strategy", "rnig", __file__], "Received: 'rnig'. Did you mean 'ring'?"),
+    "no server": (["run", "--servers", "0", __file__], "an integer >= 1 is expected. Received: '0'"),
+    "mirrored with servers": (
+        ["run", "-n", "1", "--servers", "2", "--strategy", "mirrored", __file__],
+        "a strategy with parameter servers is expected with --servers: async or sync or bounded. "
+        "Received: --servers 2, strategy 'mirrored'",
+    ),
+    "ring with servers": (["run", "--servers", "2", "--strategy", "ring", __file__], "--servers 2, strategy 'ring'"),
     "mirrored": (["run", "--strategy", "mirrored", __file__], "mirrored is expected to run in one process"),
 }
 
@@ -47,7 +54,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(row, tmp_path):
         ({"TFDIST_TIMEOUT": "soon"}, "TFDIST_TIMEOUT is expected to be a number of seconds > 0"),
         ({"TFDIST_RANK": "0"}, "TFDIST_RANK is expected not to be set where `tfdist run` starts"),
         ({"TFDIST_STORE": "a:1"}, "TFDIST_STORE is expected not to be set where `tfdist run` starts"),
-        ({"TFDIST_STRATEGY": "rings"}, "a strategy is expected: mirrored or ring. Received: 'rings'"),
+        ({"TFDIST_STRATEGY": "rings"}, "a strategy is expected: ring or async or sync or bounded or mirrored. Received: 'rings'"),
+        ({"TFDIST_NUM_SERVERS": "2"}, "TFDIST_NUM_SERVERS is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_SERVER": "0"}, "TFDIST_SERVER is expected not to be set where `tfdist run` starts"),
         ({"TFDIST_PORT": "70000"}, "TFDIST_PORT is expected to be from 1 to 65535"),
         ({"TFDIST_SECRET": "a", "TFDIST_SECRET_FILE": "b"}, "are expected not to be set both"),
         ({"TFDIST_SECRET_FILE": "/no/such"}, "TFDIST_SECRET_FILE is expected to name a file"),

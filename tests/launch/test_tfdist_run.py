@@ -8,29 +8,7 @@ import sys
 import time
 
 import pytest
-from launching import running, tfdist
-
-
-def _is_running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _assert_gone(pids, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while any(map(_is_running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    left = [pid for pid in pids if _is_running(pid)]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
-
-
-def _numbers(lines):
-    return [int(number) for line in lines for number in re.findall(r"pid=(\d+)", line)]
+from launching import assert_gone, is_running, pids_in, running, tfdist
 
 
 PRINT_PIDS = """
@@ -178,7 +156,7 @@ def test_a_killed_worker_is_named_with_its_signal(script):
         """
     )
     with running("run", "-n", "2", path, lines=2) as launcher:
-        pids = {line[1]: pid for line, pid in zip(launcher.first_lines, _numbers(launcher.first_lines))}
+        pids = {line[1]: pid for line, pid in zip(launcher.first_lines, pids_in(launcher.first_lines))}
         os.kill(pids["1"], signal.SIGKILL)
         start = time.monotonic()
         _, stderr = launcher.communicate(timeout=30)
@@ -187,7 +165,7 @@ def test_a_killed_worker_is_named_with_its_signal(script):
         assert re.search(
             r"rank 1 of 2 was killed by SIGKILL \(out of memory\? .*It wrote nothing to stderr\.\n$", stderr
         )
-        _assert_gone(pids.values())
+        assert_gone(pids.values())
 
 
 def test_a_segmentation_fault_shows_where(script):
@@ -252,7 +230,7 @@ def test_workers_that_ignore_sigterm_are_killed_in_time(script):
     start = time.monotonic()
     run = tfdist("run", "-n", "2", path)
     assert run.returncode == 3 and time.monotonic() - start < 5.5
-    _assert_gone(_numbers(run.stdout.splitlines()))
+    assert_gone(pids_in(run.stdout.splitlines()))
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -277,9 +255,9 @@ def test_signals_reach_everyone(script, number, code):
         assert launcher.returncode == code
         assert stderr.endswith(f"tfdist run: stopped by {number.name}.\n")
         assert sorted(stdout.splitlines()) == [f"[{rank}] got {number.name}" for rank in range(2)]
-        pids = _numbers(launcher.first_lines)
+        pids = pids_in(launcher.first_lines)
         assert len(pids) == 4
-        _assert_gone(pids)
+        assert_gone(pids)
 
 
 def test_sigint_counts_where_a_shell_has_told_background_jobs_to_ignore_it(script):
@@ -323,30 +301,30 @@ def test_ctrl_c_ends_workers_that_do_not_listen(script):
         launcher.send_signal(signal.SIGINT)  # the second time at once
         launcher.communicate(timeout=30)
         assert time.monotonic() - start < 2 and launcher.returncode == 130
-        _assert_gone(_numbers(launcher.first_lines))
+        assert_gone(pids_in(launcher.first_lines))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_no_orphans_after_sigkill_of_the_launcher(script):
     path = script(PRINT_PIDS + "    time.sleep(120)\n")
     with running("run", "-n", "2", path, lines=2) as launcher:
-        pids = _numbers(launcher.first_lines)
-        assert len(pids) == 4 and all(map(_is_running, pids))
+        pids = pids_in(launcher.first_lines)
+        assert len(pids) == 4 and all(map(is_running, pids))
         launcher.kill()
-        _assert_gone(pids, seconds=3.0)
+        assert_gone(pids, seconds=3.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_no_orphans_after_sigkill_of_launcher_and_warden(script):
     path = script("print(f'pid={os.getpid()}', flush=True)\ntime.sleep(120)")
     with running("run", "-n", "2", path, lines=2) as launcher:
-        pids = _numbers(launcher.first_lines)
+        pids = pids_in(launcher.first_lines)
         children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         (warden,) = set(map(int, children)) - set(pids)
         os.kill(warden, signal.SIGKILL)
-        assert launcher.poll() is None and all(map(_is_running, pids))
+        assert launcher.poll() is None and all(map(is_running, pids))
         launcher.kill()
-        _assert_gone(pids, seconds=3.0)
+        assert_gone(pids, seconds=3.0)
 
 
 def test_children_of_workers_end_with_the_job(script):
@@ -354,7 +332,7 @@ def test_children_of_workers_end_with_the_job(script):
     start = time.monotonic()
     run = tfdist("run", "-n", "2", path)
     assert run.returncode == 0 and time.monotonic() - start < 10
-    _assert_gone(_numbers(run.stdout.splitlines()))
+    assert_gone(pids_in(run.stdout.splitlines()))
 
 
 def test_a_closed_pipe_ends_the_job(script):
@@ -370,7 +348,7 @@ def test_a_closed_pipe_ends_the_job(script):
         launcher.stdout.close()
         launcher.wait(timeout=20)
         assert launcher.returncode == 128 + signal.SIGPIPE
-        _assert_gone(_numbers(launcher.first_lines))
+        assert_gone(pids_in(launcher.first_lines))
 
 
 def test_nothing_is_left_in_the_file_system(script, tmp_path):

@@ -1,4 +1,4 @@
-"""Finds out which worker's failure is the cause of the others', and words it for the user."""
+"""Finds out which worker's or server's failure is the cause of the others', and words it for the user."""
 
 import dataclasses
 import re
@@ -16,14 +16,15 @@ _NUM_LAST_LINES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A worker that failed.
+    """A worker that failed, or a server that ended while there were workers.
 
     Args:
-      rank: int.
-      exit_code: int; negative for a signal; 1 where it reported an exception and had not ended yet.
+      rank: int; a server's index.
+      exit_code: int; negative for a signal; 1 where it reported an exception and had not ended yet; 0 of a server only.
       time: float, seconds since the epoch.
       report: what it reported itself (see report.py), or None.
       last_errors: list of str, its last lines on stderr.
+      is_server: bool.
     """
 
     rank: int
@@ -31,6 +32,7 @@ class Failure:
     time: float
     report: dict | None = None
     last_errors: tuple = ()
+    is_server: bool = False
 
     @property
     def is_consequence(self):
@@ -58,23 +60,29 @@ def find_culprit(failures):
     if causes:
         return causes[0]
     blamed = {failure.lost_rank for failure in failures}
-    return next((failure for failure in failures if failure.rank in blamed), failures[0])
+    return next((failure for failure in failures if failure.rank in blamed and not failure.is_server), failures[0])
 
 
 def exit_code(failure):
-    """Returns the launcher's own exit code: the culprit's, or 128 + the signal's number."""
+    """Returns the launcher's own exit code: the culprit's, 128 + the signal's number, or 1 for a server that ended well."""
+    if failure.exit_code == 0:
+        return 1
     return failure.exit_code if failure.exit_code >= 0 else 128 - failure.exit_code
 
 
 def describe(failure, world_size, seconds):
     """Returns the text, several lines, that ends the job's output."""
-    who = f"tfdist run: rank {failure.rank} of {world_size}"
     if failure.exit_code < 0:
         what = f"was killed by {_signal_name(-failure.exit_code)}"
         hint = " (out of memory? See the kernel's log)" if failure.exit_code == -signal.SIGKILL else ""
     else:
         what, hint = f"failed with exit code {failure.exit_code}", ""
-    head = f"{who} {what}{hint} after {seconds:.1f} s."
+    if failure.is_server:
+        who = f"server {failure.rank} ended before the workers: it"
+        what = what if failure.exit_code else "returned"
+    else:
+        who = f"rank {failure.rank} of {world_size}"
+    head = f"tfdist run: {who} {what}{hint} after {seconds:.1f} s."
     if failure.is_consequence and failure.lost_rank is not None:
         head += f" It lost rank {failure.lost_rank}: see that rank's output."
     kind, lines = _essence(failure)

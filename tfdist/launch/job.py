@@ -1,4 +1,4 @@
-"""What `tfdist run` was asked to start, and the environment of each worker."""
+"""What `tfdist run` was asked to start, and the environment of each worker and server."""
 
 import dataclasses
 import os
@@ -17,6 +17,9 @@ class Job:
       node_rank: int, this host's number among them.
       address: "host:port" of the store on node 0; None for one host.
       variables: dict of further environment variables.
+      num_servers: int, parameter servers of the job, all of them on node 0; 0 leaves them to the strategy.
+      server_command: the arguments of the Python interpreter that make it a server.
+      summary: bool, whether to tell at the end what the servers have counted.
     """
 
     command: tuple[str, ...]
@@ -25,11 +28,19 @@ class Job:
     node_rank: int = 0
     address: str | None = None
     variables: dict = dataclasses.field(default_factory=dict)
+    num_servers: int = 0
+    server_command: tuple[str, ...] = ("-m", "tfdist.parameter_server")
+    summary: bool = False
 
     @property
     def world_size(self):
         """The number of workers on all hosts."""
         return self.num_workers * self.num_nodes
+
+    @property
+    def num_local_servers(self):
+        """The number of servers on this host."""
+        return self.num_servers if self.node_rank == 0 else 0
 
     def rank(self, local_rank):
         """Returns the rank of a worker of this host."""
@@ -42,16 +53,32 @@ class Job:
             **gpu_variables(local_rank, num_gpus()),
             "PYTHONFAULTHANDLER": "1",
         }
-        # The secret of a file stays in its file.
-        secret_variables = {} if environ.get("TFDIST_SECRET_FILE", "") else {"TFDIST_SECRET": os.fsdecode(secret)}
         return {
             **defaults,
             **environ,
+            **self._shared(store_address, secret, environ),
+            "TFDIST_RANK": str(self.rank(local_rank)),
+            "TFDIST_LOCAL_RANK": str(local_rank),
+        }
+
+    def server_environment(self, index, store_address, secret, environ):
+        """Returns the variables of one server, which has all cores and no GPU."""
+        return {
+            "PYTHONFAULTHANDLER": "1",
+            **environ,
+            **self._shared(store_address, secret, environ),
+            "TFDIST_SERVER": str(index),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+
+    def _shared(self, store_address, secret, environ):
+        # The secret of a file stays in its file.
+        secret_variables = {} if environ.get("TFDIST_SECRET_FILE", "") else {"TFDIST_SECRET": os.fsdecode(secret)}
+        return {
             **self.variables,
             **secret_variables,
-            "TFDIST_RANK": str(self.rank(local_rank)),
+            **({"TFDIST_NUM_SERVERS": str(self.num_servers)} if self.num_servers else {}),
             "TFDIST_WORLD_SIZE": str(self.world_size),
-            "TFDIST_LOCAL_RANK": str(local_rank),
             "TFDIST_LOCAL_WORLD_SIZE": str(self.num_workers),
             "TFDIST_STORE": store_address,
         }

@@ -1,4 +1,4 @@
-"""Starts the workers of this host: serves the store, draws the secret, leaves nothing behind."""
+"""Starts the workers and servers of this host: serves the store, draws the secret, leaves nothing behind."""
 
 import contextlib
 import os
@@ -6,13 +6,13 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 
-from tfdist.cluster.address import parse_address
 from tfdist.cluster.secret import given_secret
-from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.errors import ConfigurationError, TfdistError
-from tfdist.launch import function, report
+from tfdist.launch import function, summary
 from tfdist.launch.job import Job
+from tfdist.launch.job_store import JobStore
 from tfdist.launch.output import Output
 from tfdist.launch.resources import available_cores, divide_cores
 from tfdist.launch.supervisor import Supervisor
@@ -96,34 +96,41 @@ def _start(job, environ, stdout, stderr, calls=None):
     """Returns the exit code and the text that explains it."""
     secret = _secret_of(job, environ)
     with contextlib.ExitStack() as stack:
-        address, read_reports = _open_store(stack, job, secret)
-        supervisor = Supervisor(job.world_size, read_reports)
+        store = stack.enter_context(contextlib.closing(JobStore(job, secret, environ)))
+        supervisor = Supervisor(job.world_size, store.reports, store.others_have_ended)
         output = Output(stdout, stderr, supervisor.on_broken_output)
         stack.enter_context(supervisor.signals_forwarded())
         enlist = stack.enter_context(_warden())
-        cores = divide_cores(available_cores(), job.num_workers)
-        width = len(str(job.world_size - 1))
-        workers = []
+        workers, servers = [], []
+        begin = time.monotonic()
+
+        def launch(processes, *arguments, **options):
+            process = Worker(*arguments, output=output, on_exit=supervisor.on_exit, **options)
+            processes.append(process)
+            enlist(process.pid)
+            return process
+
         try:
+            for index in range(job.num_local_servers):
+                environment = job.server_environment(index, store.address, secret, environ)
+                launch(servers, index, job.server_command, environment, cores=[], prefix=f"[s{index}] ")
+            cores = divide_cores(available_cores(), job.num_workers)
+            width = len(str(job.world_size - 1))
             for local_rank in range(job.num_workers):
-                worker = Worker(
-                    job.rank(local_rank),
-                    job.command,
-                    job.environment(local_rank, address, secret, environ),
-                    cores=cores[local_rank],
-                    output=output,
-                    prefix=f"[{job.rank(local_rank):{width}}] ",
-                    on_exit=supervisor.on_exit,
-                    **(calls.options() if calls else {}),
-                )
-                workers.append(worker)
-                enlist(worker.pid)
+                rank, environment = job.rank(local_rank), job.environment(local_rank, store.address, secret, environ)
+                options = calls.options() if calls else {}
+                worker = launch(workers, rank, job.command, environment, cores=cores[local_rank],
+                                prefix=f"[{rank:{width}}] ", **options)  # fmt: skip
                 if calls:
                     calls.began(worker)
-            return supervisor.run(workers)
+            result = supervisor.run(workers, servers)
         finally:
-            for worker in workers:
-                worker.finish()
+            for process in (*workers, *servers):
+                process.finish()
+            store.tell_ended()
+        if job.summary and result[0] == 0 and job.node_rank == 0:
+            output.write("stdout", summary.render(store.summaries(), time.monotonic() - begin).encode())
+        return result
 
 
 def _secret_of(job, environ):
@@ -136,28 +143,6 @@ def _secret_of(job, environ):
             "Received: neither. Draw one by `python -c 'import secrets; print(secrets.token_hex(32))'`."
         )
     return given
-
-
-def _open_store(stack, job, secret):
-    """Returns the store's address, and a function that reads the workers' reports from it."""
-    if job.node_rank > 0:
-        return job.address, lambda: _ask_for_reports(job.address, secret)
-    host, port = parse_address(job.address, "--address") if job.address else ("127.0.0.1", 0)
-    server = stack.enter_context(StoreServer(host, port, secret=secret))
-    return server.address, lambda: _by_rank(server.items(report.KEY))
-
-
-def _ask_for_reports(address, secret):
-    try:
-        with StoreClient(address, secret, timeout=0.3) as store:
-            return _by_rank({key: store.try_get(key) for key in store.keys(report.KEY)})
-    except TfdistError:
-        return {}
-
-
-def _by_rank(items):
-    ranks = {key[len(report.KEY) :]: report.parse(value) for key, value in items.items()}
-    return {int(rank): told for rank, told in ranks.items() if rank.isdecimal() and told}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,14 @@ from tfdist.cluster.secret import given_secret
 from tfdist.errors import TfdistError
 
 KEY = "failure/"
-CONSEQUENCES = ("WorkerLostError", "CollectiveTimeoutError", "TransportError", "RendezvousError", "StoreTimeoutError")
+CONSEQUENCES = (
+    "WorkerLostError",
+    "ServerLostError",
+    "CollectiveTimeoutError",
+    "TransportError",
+    "RendezvousError",
+    "StoreTimeoutError",
+)
 _LOST_RANK = re.compile(r"lost rank (\d+)|\[tfdist \w+ peer=(\d+)\]")
 _MAX_MESSAGE = 4000
 _SECONDS = 2.0

@@ -11,11 +11,14 @@ from tfdist.launch import local
 from tfdist.launch.job import Job
 from tfdist.launch.parser import Parser, count, seconds, split_command
 
-STRATEGIES = ("mirrored", "ring")  # those of tfdist.strategies.registry, which takes seconds to import TensorFlow
+WITH_SERVERS = ("async", "sync", "bounded")
+# Those of tfdist.strategies.registry, which takes seconds to import TensorFlow.
+STRATEGIES = ("ring", *WITH_SERVERS, "mirrored")
 _EPILOG = """\
 examples:
   tfdist run -n 4 train.py --epochs 3
   tfdist run -n 2 --strategy ring -m my_package.train
+  tfdist run -n 4 --strategy async --servers 2 --summary train.py
   tfdist run -n 8 --nodes 2 --node-rank 0 --address 10.0.0.1:2222 train.py    (on each node, with its rank,
                                                                  and the same TFDIST_SECRET on both)
 """
@@ -45,7 +48,7 @@ def parse(arguments, environ=os.environ):
         added["TFDIST_TIMEOUT"] = f"{chosen.timeout:g}"
     strategy = chosen.strategy or environ.get("TFDIST_STRATEGY", "")
     if strategy:
-        _check_strategy(strategy, chosen.num_workers * chosen.nodes)
+        _check_strategy(strategy, chosen.num_workers * chosen.nodes, chosen.servers)
         added["TFDIST_STRATEGY"] = strategy
     return Job(
         command=tuple(command),
@@ -54,6 +57,8 @@ def parse(arguments, environ=os.environ):
         node_rank=chosen.node_rank,
         address=chosen.address,
         variables=added,
+        num_servers=chosen.servers or 0,
+        summary=chosen.summary,
     )
 
 
@@ -67,6 +72,9 @@ def _parser():
     parser.add_argument("-n", "--num-workers", type=count(1), default=2, metavar="N",
                         help="workers on this host (2)")  # fmt: skip
     parser.add_argument("--strategy", metavar="NAME", help="what tfdist.strategy() makes, such as ring")
+    parser.add_argument("--servers", type=count(1), metavar="K",
+                        help="parameter servers, on node 0; with --nodes the same on all (as the strategy likes)")  # fmt: skip
+    parser.add_argument("--summary", action="store_true", help="tell at the end what the parameter servers counted")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a worker waits for the others")
     parser.add_argument("--nodes", type=count(1), default=1, metavar="K", help="hosts that run this command (1)")
     parser.add_argument("--node-rank", type=count(0), default=0, metavar="I", help="this host's number, from 0 (0)")
@@ -123,7 +131,8 @@ def _check_variables(environ):
             "TFDIST_RANK is expected not to be set where `tfdist run` starts. "
             f"Received: TFDIST_RANK={environ['TFDIST_RANK']!r}. Do not start `tfdist run` inside a worker; else unset it."
         )
-    stray = [name for name in ("TFDIST_WORLD_SIZE", "TFDIST_LOCAL_RANK", "TFDIST_LOCAL_WORLD_SIZE", "TFDIST_STORE")
+    stray = [name for name in ("TFDIST_WORLD_SIZE", "TFDIST_LOCAL_RANK", "TFDIST_LOCAL_WORLD_SIZE", "TFDIST_STORE",
+                         "TFDIST_SERVER", "TFDIST_NUM_SERVERS")
              if environ.get(name, "")]  # fmt: skip
     if stray:
         raise ConfigurationError(
@@ -132,7 +141,7 @@ def _check_variables(environ):
         )
 
 
-def _check_strategy(name, world_size):
+def _check_strategy(name, world_size, num_servers):
     if name not in STRATEGIES:
         close = difflib.get_close_matches(name, STRATEGIES, 1)
         hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
@@ -141,4 +150,9 @@ def _check_strategy(name, world_size):
         raise ConfigurationError(
             "the strategy mirrored is expected to run in one process: its workers would train unrelated models. "
             f"Received: {world_size} workers. Use -n 1, or --strategy ring."
+        )
+    if num_servers and name not in WITH_SERVERS:
+        raise ConfigurationError(
+            f"a strategy with parameter servers is expected with --servers: {' or '.join(WITH_SERVERS)}. "
+            f"Received: --servers {num_servers}, strategy {name!r}. Choose one of them, or leave --servers out."
         )

@@ -1,4 +1,4 @@
-"""One worker process, from its start to the end of all that it started."""
+"""One worker or server process, from its start to the end of all that it started."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ _CHILD = os.path.join(os.path.dirname(__file__), "child.py")
 
 
 class Worker:
-    """A running worker. It leads a process group, so that its own children can be reached too.
+    """A running worker, or a parameter server. It leads a process group, so that its own children can be reached too.
 
     Start it from a thread that lives as long as the job: the kernel ends the worker with that thread.
 
     Args:
-      rank: int.
+      rank: int; a server's index.
       command: list of str, the interpreter's arguments.
       environment: dict, all of its variables.
       cores: list of int to run on; empty for all.

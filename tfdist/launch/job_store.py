@@ -1,0 +1,82 @@
+"""The rendezvous store of a job, as its launchers see it: node 0's serves it, the others ask it."""
+
+import time
+
+from tfdist.cluster import variables
+from tfdist.cluster.address import parse_address
+from tfdist.cluster.store import StoreClient, StoreServer
+from tfdist.errors import TfdistError
+from tfdist.launch import report, summary
+
+_ENDED = "launch/ended/"  # + the node's rank, set when its workers have ended
+_ASK_SECONDS = 0.3
+_OTHER_NODES_SECONDS = 600.0
+
+
+class JobStore:
+    """Serves the store on node 0, until `close()`.
+
+    Args:
+      job: a `Job`.
+      secret: bytes, the job's.
+      environ: the variables that the workers inherit.
+
+    Raises:
+      RendezvousError: the store cannot listen at the job's address.
+    """
+
+    def __init__(self, job, secret, environ):
+        self._job, self._secret = job, secret
+        self._server = None
+        self._waiting_since = None
+        timeout = variables.timeout({**environ, **job.variables})
+        self._timeout = _OTHER_NODES_SECONDS if timeout is None else timeout
+        if job.node_rank == 0:
+            host, port = parse_address(job.address, "--address") if job.address else ("127.0.0.1", 0)
+            self._server = StoreServer(host, port, secret=secret)
+        self.address = self._server.address if self._server else job.address
+
+    def reports(self):
+        """Returns {rank: report} of the workers that have told why they fail."""
+        told = {rank: report.parse(value) for rank, value in self._items(report.KEY).items()}
+        return {int(rank): why for rank, why in told.items() if rank.isdecimal() and why}
+
+    def summaries(self):
+        """Returns what the servers have counted, a list of dicts; see summary.py."""
+        return summary.parse(self._items(summary.KEY).values())
+
+    def tell_ended(self):
+        """Tells node 0 that the workers of this node have ended: it keeps the servers until then."""
+        if self._server is None and self._job.num_servers:
+            try:
+                with StoreClient(self.address, self._secret, timeout=_ASK_SECONDS) as store:
+                    store.set(f"{_ENDED}{self._job.node_rank}", b"")
+            except TfdistError:
+                pass  # node 0 has ended
+
+    def others_have_ended(self):
+        """Returns whether the other nodes' workers have ended; on node 0, and true after the job's timeout."""
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        is_late = time.monotonic() - self._waiting_since > self._timeout
+        return is_late or len(self._items(_ENDED)) >= self._job.num_nodes - 1
+
+    def close(self):
+        """Ends serving."""
+        if self._server:
+            self._server.close()
+
+    def _items(self, prefix):
+        if self._server:
+            items = self._server.items(prefix)
+        else:
+            items = self._ask(prefix)
+        return {key[len(prefix) :]: value for key, value in items.items()}
+
+    def _ask(self, prefix):
+        try:
+            with StoreClient(self.address, self._secret, timeout=_ASK_SECONDS) as store:
+                found = {key: store.try_get(key) for key in store.keys(prefix)}
+        except TfdistError:
+            return {}
+        return {key: value for key, value in found.items() if value is not None}
