@@ -164,6 +164,12 @@ def test_sizes():
     assert [table.size(value) for value in (4, 4096, 1 << 20, 100_000_000)] == ["4 B", "4.1 KB", "1.05 MB", "100 MB"]
 
 
+def test_float32_on_the_wire_is_as_it_is():
+    parse = all_reduce._parser().parse_args
+    assert parse(["--wire-dtype", "float32"]).wire_dtype is None
+    assert parse(["--wire-dtype", "bfloat16"]).wire_dtype == "bfloat16" and parse([]).wire_dtype is None
+
+
 def test_the_machine_is_one_line():
     text = machine.describe()
     assert "cores" in text and "\n" not in text

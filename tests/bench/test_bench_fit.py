@@ -1,9 +1,10 @@
 import json
+import time
 
 import pytest
 
 from tests.launch.launching import ROOT, tfdist
-from tfdist.bench import fit, peers, variants
+from tfdist.bench import budget, fit, peers, variants
 
 KEYS = {"variant", "workers", "model", "batch", "samples_per_second", "step_ms", "compute_ms", "exposed_ms"}
 
@@ -13,6 +14,7 @@ KEYS = {"variant", "workers", "model", "batch", "samples_per_second", "step_ms",
     [
         (["--model", "huge"], "invalid choice: 'huge'"),
         (["--batch", "0"], "an integer >= 1"),
+        (["--budget", "0"], "a number of seconds > 0"),
         (["--workers", "x"], "Received: 'x'"),
         (["--peer-python", "/no/such/python"], "--peer-python is expected to be a program"),
     ],
@@ -59,8 +61,48 @@ def test_a_variant_that_fails_is_left_out(capsys):
         bad: SilentCrew([[{"seconds": [1.0]}], fit.CrewFailedError("plain Keras: gone")]),
     }
     failures = []
-    assert fit._measure(crews, chosen, failures) == {good: [2.0, 1.0] * 2}
-    assert len(failures) == 1 and capsys.readouterr().err == "tfdist bench: plain Keras: gone\n"
+    assert fit._measure(crews, chosen, failures, time.monotonic() + 1e6) == {good: [2.0, 1.0] * 2}
+    assert len(failures) == 1 and capsys.readouterr().err.splitlines() == [
+        "tfdist bench: tfdist is ready: 1500.0 ms a step",
+        "tfdist bench: unrelated workers is ready: 1000.0 ms a step",
+        "tfdist bench: round 1 of 2, tfdist: 1500.0 ms a step",
+        "tfdist bench: plain Keras: gone",
+        "tfdist bench: round 2 of 2, tfdist: 1500.0 ms a step",
+    ]
+
+
+def test_steps_that_are_slower_than_they_seemed_end_the_rounds_early(monkeypatch, capsys):
+    chosen = fit._parser().parse_args(["--rounds", "7", "--budget", "100", "--steps", "2"])
+    clock = iter([0.0, 0.0, 0.0, 50.0, 90.0])
+    monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))
+    crews = {variants.table(1)[0]: SilentCrew([[{"seconds": [1.0]}]] * 10)}
+    (times,) = fit._measure(crews, chosen, [], deadline=100.0).values()
+    assert len(times) == 2
+    assert capsys.readouterr().err.endswith("tfdist bench: ends after round 2 of 7: --budget 100 is spent\n")
+
+
+PLANS = {  # seconds left, seconds of a step of a and b; rounds and the steps of a and b: 7 x 30 steps x 3 epochs at most
+    "enough": (1000.0, {"a": 0.01, "b": 0.1}, False, 7, {"a": 30, "b": 30}),
+    "fewer rounds": (50.0, {"a": 0.01, "b": 0.1}, False, 5, {"a": 30, "b": 30}),
+    "as few rounds as are worth it": (30.0, {"a": 0.01, "b": 0.1}, False, 3, {"a": 30, "b": 30}),
+    "fewer steps for the slow": (25.0, {"a": 0.01, "b": 0.1}, False, 3, {"a": 30, "b": 13}),
+    "never fewer than ten": (1.0, {"a": 0.001, "b": 9.0}, False, 3, {"a": 30, "b": 10}),
+    "the steps asked for": (1.0, {"a": 0.01, "b": 9.0}, True, 1, {"a": 30, "b": 30}),
+    "late already": (-5.0, {"a": 0.01, "b": 0.1}, False, 3, {"a": 10, "b": 10}),
+    "nobody left": (9.0, {}, False, 7, {"a": 30, "b": 30}),
+}
+
+
+@pytest.mark.parametrize("row", PLANS)
+def test_a_budget_is_divided(row):
+    seconds, step_seconds, fixed_steps, rounds, steps = PLANS[row]
+    plan = budget.divide(seconds, step_seconds, rounds=7, steps={"a": 30, "b": 30}, epochs=3, fixed_steps=fixed_steps)
+    assert (plan.rounds, plan.steps) == (rounds, steps)
+
+
+def test_fewer_rounds_than_three_are_kept():
+    plan = budget.divide(1.0, {"a": 1.0}, rounds=2, steps={"a": 30}, epochs=2)
+    assert (plan.rounds, plan.steps) == (2, {"a": 10})
 
 
 @pytest.mark.multiprocess

@@ -52,6 +52,13 @@ ROWS = {
         {**tfdist_run(3, 4, 1, 2, "10.0.0.1:4000"), **BOUND},
         (3, 4, 1, 2), "10.0.0.1:4000", False, "10.0.0.9", "tfdist run",
     ),
+    "tfdist run with servers": (
+        {**tfdist_run(), "TFDIST_NUM_SERVERS": "3"}, (1, 2, 1, 2), "127.0.0.1:4000", False, "127.0.0.1", "tfdist run",
+    ),
+    "tfdist run, one worker with servers": (
+        {**tfdist_run(0, 1, 0, 1), "TFDIST_NUM_SERVERS": "2"},
+        (0, 1, 0, 1), "127.0.0.1:4000", False, "127.0.0.1", "tfdist run",
+    ),
     "tfdist run inside torchrun": (
         {**tfdist_run(), **torchrun(0, 8)}, (1, 2, 1, 2), "127.0.0.1:4000", False, "127.0.0.1", "tfdist run",
     ),
@@ -64,6 +71,14 @@ ROWS = {
     "TF_CONFIG with ps": (
         tf_config({"worker": ["10.0.0.1:1", "10.0.0.2:1"], "ps": ["10.0.0.3:1"]}, "worker", 1),
         (1, 2, 0, 1), "10.0.0.1:1", False, "10.0.0.2", "TF_CONFIG",
+    ),
+    "TF_CONFIG, one worker and ps beside it": (
+        tf_config({"worker": ["localhost:1"], "ps": ["localhost:2", "localhost:3"]}),
+        (0, 1, 0, 1), "localhost:1", True, "localhost", "TF_CONFIG",
+    ),
+    "TF_CONFIG, one worker and ps elsewhere": (
+        {**tf_config({"worker": ["10.0.0.1:1"], "ps": ["10.0.0.3:1"]}), **BOUND},
+        (0, 1, 0, 1), "10.0.0.9:1", True, "10.0.0.9", "TF_CONFIG",
     ),
     "TF_CONFIG on one host": (
         tf_config(LOCAL, "worker", 1), (1, 2, 1, 2), "localhost:2000", False, "127.0.0.1", "TF_CONFIG",
@@ -139,6 +154,10 @@ ROWS = {
 }  # fmt: skip
 
 
+NUM_SERVERS = {"TF_CONFIG with ps": 1, "tfdist run with servers": 3, "tfdist run, one worker with servers": 2,
+               "TF_CONFIG, one worker and ps beside it": 2, "TF_CONFIG, one worker and ps elsewhere": 1}  # fmt: skip
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_place(row):
     environ, place, store, serves, bind_host, source = ROWS[row]
@@ -146,7 +165,8 @@ def test_place(row):
     assert (cluster.rank, cluster.world_size, cluster.local_rank, cluster.local_world_size) == place
     assert (cluster.store_address, cluster.serves_store, cluster.source) == (store, serves, source)
     assert cluster.bind_host == bind_host
-    assert cluster.secret == (b"of this test" if cluster.world_size > 1 else b"")
+    assert cluster.num_servers == NUM_SERVERS.get(row, 0)
+    assert cluster.secret == (b"of this test" if cluster.world_size > 1 or cluster.num_servers else b"")
     assert "of this test" not in repr(cluster)
 
 
@@ -170,8 +190,16 @@ REFUSED = {
     "index out of range": (tf_config(LOCAL, "worker", 2), "task=worker:2, cluster=worker:0, worker:1"),
     "unknown task": (tf_config(LOCAL, "wroker", 0), "Received: task=wroker:0"),
     "chief that is not there": (tf_config(LOCAL, "chief", 0), "Received: task=chief:0"),
-    "evaluator": (tf_config({**LOCAL, "evaluator": ["c:1"]}, "evaluator", 0), "takes no part in this strategy"),
-    "ps": (tf_config({**LOCAL, "ps": ["c:1"]}, "ps", 0), '"type": \'ps\''),
+    "evaluator": (tf_config({**LOCAL, "evaluator": ["c:1"]}, "evaluator", 0), "takes no part in training"),
+    "ps": (
+        tf_config({**LOCAL, "ps": ["c:1"]}, "ps", 0),
+        '"type": \'ps\'.*Start `python -m tfdist.parameter_server` in that task instead of the training script',
+    ),
+    "no number of servers": ({**tfdist_run(), "TFDIST_NUM_SERVERS": "two"}, "TFDIST_NUM_SERVERS is expected to be an"),
+    "ps at a worker's address": (tf_config({**LOCAL, "ps": ["localhost:2000"]}), "an address of its own"),
+    "loopback ps of another host's workers": (
+        tf_config({"worker": ["a:1"], "ps": ["localhost:1"]}), "hosts that reach each other"
+    ),
     "two chiefs": (tf_config({"chief": ["a:1", "b:1"]}, "chief"), "at most one chief"),
     "one address twice": (tf_config({"worker": ["a:1", "a:1"]}), "an address of its own"),
     "port missing": (tf_config({"worker": ["a", "b"]}), "TF_CONFIG is expected to be host:port"),
@@ -215,12 +243,13 @@ def test_node_lists_expand_as_slurm_writes_them(text, hosts):
     assert expand_node_list(text) == hosts
 
 
+@pytest.mark.parametrize("values", [{"world_size": 2, "local_world_size": 2}, {"num_servers": 1}])
+def test_a_cluster_of_several_processes_needs_store_and_secret(values):
+    with pytest.raises(ConfigurationError, match="expected to have a store_address and a secret"):
+        Cluster(**values)
+
+
 @pytest.mark.parametrize("values", [{"rank": 1}, {"local_rank": 1}, {"local_world_size": 2}, {"rank": -1}])
 def test_a_cluster_of_contradictions_is_refused(values):
     with pytest.raises(ConfigurationError, match="A cluster is expected to have 0 <= rank < world_size"):
         Cluster(**values)
-
-
-def test_a_cluster_of_several_needs_store_and_secret():
-    with pytest.raises(ConfigurationError, match="expected to have a store_address and a secret"):
-        Cluster(world_size=2, local_world_size=2)

@@ -57,6 +57,9 @@ def test_the_cluster_is_shown_as_seen_from_here(examine):
     assert examine(**environ)["cluster"].value == (
         "torchrun: rank 1 of 2, local rank 1 of 2, store 127.0.0.1:5000 (served elsewhere), listens on 127.0.0.1"
     )
+    alone = {"TFDIST_RANK": "0", "TFDIST_WORLD_SIZE": "1", "TFDIST_LOCAL_RANK": "0", "TFDIST_LOCAL_WORLD_SIZE": "1",
+             "TFDIST_STORE": "127.0.0.1:1", "TFDIST_NUM_SERVERS": "3", "TFDIST_SECRET": "s"}  # fmt: skip
+    assert examine(**alone)["cluster"].value.endswith("listens on 127.0.0.1, servers: 3")
 
 
 def test_a_missing_native_library_is_named(monkeypatch, tmp_path):

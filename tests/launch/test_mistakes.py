@@ -54,7 +54,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(row, tmp_path):
         ({"TFDIST_TIMEOUT": "soon"}, "TFDIST_TIMEOUT is expected to be a number of seconds > 0"),
         ({"TFDIST_RANK": "0"}, "TFDIST_RANK is expected not to be set where `tfdist run` starts"),
         ({"TFDIST_STORE": "a:1"}, "TFDIST_STORE is expected not to be set where `tfdist run` starts"),
-        ({"TFDIST_STRATEGY": "rings"}, "a strategy is expected: ring or async or sync or bounded or mirrored. Received: 'rings'"),
+        (
+            {"TFDIST_STRATEGY": "rings"},
+            "a strategy is expected: ring or async or sync or bounded or mirrored. Received: 'rings'",
+        ),
         ({"TFDIST_NUM_SERVERS": "2"}, "TFDIST_NUM_SERVERS is expected not to be set where `tfdist run` starts"),
         ({"TFDIST_SERVER": "0"}, "TFDIST_SERVER is expected not to be set where `tfdist run` starts"),
         ({"TFDIST_PORT": "70000"}, "TFDIST_PORT is expected to be from 1 to 65535"),

@@ -62,7 +62,11 @@ def test_the_job_ends_with_its_workers_and_the_servers_exit_code_does_not_count(
     "ending, code, text",
     [
         ("raise ValueError('no room')", 1, r"it failed with exit code 1 after \d+\.\d s\. Its traceback:\nTraceback"),
-        ("print('why', file=sys.stderr); os._exit(9)", 9, r"it failed with exit code 9 .*last lines on stderr:\nwhy\n$"),
+        (
+            "print('why', file=sys.stderr); os._exit(9)",
+            9,
+            r"it failed with exit code 9 .*last lines on stderr:\nwhy\n$",
+        ),
         ("os.kill(os.getpid(), 9)", 137, r"it was killed by SIGKILL \(out of memory\? .*It wrote nothing to stderr"),
         ("sys.exit(0)", 1, r"it returned after \d+\.\d s\. It wrote nothing to stderr"),
     ],

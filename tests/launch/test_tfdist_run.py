@@ -10,7 +10,6 @@ import time
 import pytest
 from launching import assert_gone, is_running, pids_in, running, tfdist
 
-
 PRINT_PIDS = """
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     print(f"pid={os.getpid()} pid={child.pid}")

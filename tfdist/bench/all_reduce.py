@@ -123,7 +123,7 @@ def _parser():
     add("--bytes", type=options.sizes, default=_SIZES, metavar="A,B,...", help=f"buffer sizes ({_SIZES})")
     add("--transport", choices=("shm", "tcp"), help="shared memory or TCP (each library's own choice)")
     add("--algorithm", metavar="NAME", help="tfdist's algorithm (its own choice)")
-    add("--wire-dtype", metavar="DTYPE", help="what tfdist sends, such as bfloat16 (float32)")
+    add("--wire-dtype", type=options.wire_dtype, metavar="DTYPE", help="what tfdist sends, such as bfloat16 (float32)")
     add("--limits", action="store_true", help="beside what this machine allows; needs g++")
     options.add_peer_options(parser)
     add("--rounds", type=count(3), default=15, metavar="R", help="turns of each library at each size (15)")

@@ -5,13 +5,16 @@ import dataclasses
 import json
 import statistics
 import sys
+import time
 
-from tfdist.bench import machine, options, peers, table, variants
+from tfdist.bench import budget, machine, options, peers, table, variants
 from tfdist.bench.crew import CrewFailedError
-from tfdist.launch.parser import Parser, count
+from tfdist.launch.parser import Parser, count, seconds
 
 _STEPS = {"small": 150, "big": 30}  # of an epoch, at most; an epoch's own overhead is spread over them
 _MAX_ROWS = {"small": 60_000, "big": 20_000}
+_PROBE_STEPS = 10
+_BUDGET_SECONDS = 150.0
 _EPILOG = """\
 examples:
   tfdist bench fit --workers 2 --model small --batch 32
@@ -56,7 +59,7 @@ def main(arguments):
     if chosen.peers:
         lacking = variants.missing(setting.peer_python, peers.look(setting.peer_python)["versions"])
         if lacking:
-            sys.stderr.write(f"tfdist bench: {lacking}\n")
+            _tell(lacking)
         else:
             rows.append(variants.mirrored(chosen.workers))
     return run(chosen, setting, rows)
@@ -65,12 +68,14 @@ def main(arguments):
 def run(chosen, setting, rows):
     """Measures the given variants; returns the exit code."""
     failures = []
+    deadline = time.monotonic() + chosen.budget
     with contextlib.ExitStack() as stack:
         crews = {}
-        for variant in rows:
+        for number, variant in enumerate(rows, 1):
+            _tell(f"{variant.name} starts, {number} of {len(rows)}")
             with _noted(failures):
                 crews[variant] = stack.enter_context(variant.crew(setting, chosen.model))
-        found = _results(_measure(crews, chosen, failures), chosen)
+        found = _results(_measure(crews, chosen, failures, deadline), chosen)
         if not chosen.json:
             title = f"model.fit, {chosen.model}, {chosen.workers} workers, batch {chosen.batch} per worker"
             table.write(f"{title}: {machine.describe()}")
@@ -79,35 +84,53 @@ def run(chosen, setting, rows):
     return 1 if failures or not found else 0
 
 
-def _measure(crews, chosen, failures):
+def _measure(crews, chosen, failures, deadline):
     """Returns a dict of variant to the list of seconds per step; a variant that fails is left out."""
-    seconds = {}
+    steps = {variant: _most_steps(variant, chosen) for variant in crews}
+    times, probed = {}, {}
     for variant in list(crews):  # the first call builds the graphs
         with _noted(failures, crews, variant):
-            _train(crews[variant], variant, chosen)
-            seconds[variant] = []
-    for index in range(chosen.rounds):
-        order = list(seconds)
+            probe = _train(crews[variant], variant, chosen.batch, min(_PROBE_STEPS, steps[variant]), 1)
+            times[variant], probed[variant] = [], statistics.median(probe)
+            _tell(f"{variant.name} is ready: {probed[variant] * 1e3:.1f} ms a step")
+    plan = budget.divide(
+        deadline - time.monotonic(), probed, rounds=chosen.rounds, steps=steps, epochs=chosen.epochs + 1,
+        fixed_steps=chosen.steps is not None,
+    )  # fmt: skip
+    last_begin = time.monotonic()
+    for index in range(plan.rounds):
+        begin = time.monotonic()
+        if index and begin + (begin - last_begin) / 2 > deadline:  # half of a round too late at most
+            _tell(f"ends after round {index} of {plan.rounds}: --budget {chosen.budget:g} is spent")
+            break
+        last_begin = begin
+        order = list(times)
         shift = index % max(1, len(order))
         for variant in [*order[shift:], *order[:shift]]:
             if variant in crews:
                 with _noted(failures, crews, variant):
-                    seconds[variant] += _train(crews[variant], variant, chosen)
-    return {variant: values for variant, values in seconds.items() if variant in crews}
+                    times[variant] += _train(crews[variant], variant, chosen.batch, plan.steps[variant], chosen.epochs)
+                    step = statistics.median(times[variant]) * 1e3
+                    _tell(f"round {index + 1} of {plan.rounds}, {variant.name}: {step:.1f} ms a step")
+    return {variant: values for variant, values in times.items() if variant in crews}
 
 
-def _train(crew, variant, chosen):
-    batch = chosen.batch * variant.num_batches
-    steps = max(1, min(chosen.steps or _STEPS[chosen.model], _MAX_ROWS[chosen.model] // batch))
-    replies = crew.ask("train", batch=batch, steps=steps, epochs=chosen.epochs)
+def _most_steps(variant, chosen):
+    rows = _MAX_ROWS[chosen.model] // (chosen.batch * variant.num_batches)
+    return max(1, min(chosen.steps or _STEPS[chosen.model], rows))
+
+
+def _train(crew, variant, batch_per_worker, steps, epochs):
+    """Returns the seconds per step of each epoch, the slowest rank's."""
+    replies = crew.ask("train", batch=batch_per_worker * variant.num_batches, steps=steps, epochs=epochs)
     return [max(times) for times in zip(*(reply["seconds"] for reply in replies))]
 
 
-def _results(seconds, chosen):
-    compute = next((statistics.median(times) for variant, times in seconds.items()
+def _results(times_by_variant, chosen):
+    compute = next((statistics.median(times) for variant, times in times_by_variant.items()
                     if variant.name == variants.COMPUTE), None)  # fmt: skip
     rows = []
-    for variant, times in seconds.items():
+    for variant, times in times_by_variant.items():
         step, batch = statistics.median(times), chosen.batch * variant.num_batches
         workers = variant.num_models if variant.num_models > 1 else chosen.workers if variant.communicates else 1
         own = compute if variant.communicates and compute is not None else step
@@ -152,8 +175,13 @@ def _noted(failures, crews=None, variant=None):
         failures.append(error)
         if crews is not None:
             crews.pop(variant, None)
-        sys.stderr.write(f"tfdist bench: {' '.join(str(error).split())}\n")
-        sys.stderr.flush()
+        _tell(" ".join(str(error).split()))
+
+
+def _tell(line):
+    """Says on stderr what is going on; stdout is for the result."""
+    sys.stderr.write(f"tfdist bench: {line}\n")
+    sys.stderr.flush()
 
 
 def _parser():
@@ -170,8 +198,10 @@ def _parser():
         "--batch", "--batch-per-worker", type=count(1), default=32, metavar="B", help="samples per worker and step (32)"
     )
     options.add_peer_options(parser)
-    add("--rounds", type=count(1), default=7, metavar="R", help="turns of each variant (7)")
+    add("--budget", type=seconds, default=_BUDGET_SECONDS, metavar="S",
+        help=f"seconds for all: fewer rounds where steps are slow, then fewer steps ({_BUDGET_SECONDS:g})")  # fmt: skip
+    add("--rounds", type=count(1), default=7, metavar="R", help="turns of each variant, at most (7)")
     add("--epochs", type=count(1), default=2, metavar="E", help="timed epochs of a turn (2)")
-    add("--steps", type=count(1), metavar="S", help="steps of an epoch (150 small, 30 big, as the data allows)")
+    add("--steps", type=count(1), metavar="S", help="steps of an epoch (at most 150 small, 30 big, as the data allows)")
     add("--json", action="store_true", help="for programs: one line a variant")
     return parser

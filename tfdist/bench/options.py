@@ -27,6 +27,11 @@ def _size(text):
     return value
 
 
+def wire_dtype(text):
+    """An argparse type: None for float32, which is how the benchmarks' buffers travel anyway."""
+    return None if text == "float32" else text
+
+
 def add_peer_options(parser):
     """Adds --peers and --peer-python."""
     parser.add_argument("--peers", action="store_true", help="beside other libraries, as far as they are installed")

@@ -17,12 +17,13 @@ class Cluster:
       world_size: int, the number of workers.
       local_rank: int, this worker's number among those of its host.
       local_world_size: int, the number of workers on its host.
-      store_address: "host:port" of the rendezvous store; None for one worker.
+      store_address: "host:port" of the rendezvous store; None for one worker without servers.
       serves_store: bool, whether this process serves the store at that address (else somebody else does).
       bind_host: the address on which this process listens; loopback unless workers run on several hosts.
       secret: bytes that prove membership of the job.
       source: what described the cluster, for messages: "tfdist run", "TF_CONFIG", ...
       timeout: float seconds that a wait for other workers may last, from TFDIST_TIMEOUT; None leaves it to the group.
+      num_servers: int, the parameter servers that something else starts; 0 leaves it to the strategy to start any.
 
     Raises:
       ConfigurationError: the numbers contradict each other.
@@ -38,6 +39,7 @@ class Cluster:
     secret: bytes = dataclasses.field(default=b"", repr=False)
     source: str = "one worker"
     timeout: float | None = None
+    num_servers: int = 0
 
     def __post_init__(self):
         sizes = f"local_world_size={self.local_world_size}, world_size={self.world_size}"
@@ -47,9 +49,9 @@ class Cluster:
                 "A cluster is expected to have 0 <= rank < world_size, 0 <= local_rank < local_world_size and "
                 f"local_world_size <= world_size. Received: {places}, from {self.source}. Correct its description."
             )
-        if self.world_size > 1 and not (self.store_address and self.secret):
+        if (self.world_size > 1 or self.num_servers) and not (self.store_address and self.secret):
             raise ConfigurationError(
-                "A cluster of several workers is expected to have a store_address and a secret. "
+                "A cluster of several workers, or with servers, is expected to have a store_address and a secret. "
                 f"Received: store_address={self.store_address!r}, "
                 f"secret={'(hidden)' if self.secret else self.secret!r}, from {self.source}. Give both."
             )

@@ -4,6 +4,9 @@ Set by `tfdist run` for its workers, all or none:
     TFDIST_RANK, TFDIST_WORLD_SIZE               this worker, and how many there are
     TFDIST_LOCAL_RANK, TFDIST_LOCAL_WORLD_SIZE   the same, among the workers of this host
     TFDIST_STORE                                 "host:port" of the rendezvous store
+and, where the job has parameter servers (--servers), or a strategy starts them:
+    TFDIST_NUM_SERVERS   how many there are; for workers and servers
+    TFDIST_SERVER        in a server, instead of TFDIST_RANK: which one it is, from 0
 
 Set by you where the default does not fit:
     TFDIST_SECRET_FILE   a file with the job's secret, or

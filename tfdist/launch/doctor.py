@@ -186,14 +186,14 @@ def _cluster(environ):
         cluster = resolve({"TFDIST_TIMEOUT": "5", **environ})
     except TfdistError as error:
         return Finding("cluster", "unknown", str(error))
-    if cluster.world_size == 1:
+    if cluster.world_size == 1 and not cluster.num_servers:
         return Finding("cluster", f"{cluster.source}: rank 0 of 1")
     serves = "served here" if cluster.serves_store else "served elsewhere"
     return Finding(
         "cluster",
         f"{cluster.source}: rank {cluster.rank} of {cluster.world_size}, "
         f"local rank {cluster.local_rank} of {cluster.local_world_size}, store {cluster.store_address} ({serves}), "
-        f"listens on {cluster.bind_host}",
+        f"listens on {cluster.bind_host}" + (f", servers: {cluster.num_servers}" if cluster.num_servers else ""),
     )
 
 
