@@ -13,7 +13,7 @@ from tfdist.launch.parser import Parser, count, seconds
 
 _STEPS = {"small": 150, "big": 30}  # of an epoch, at most; an epoch's own overhead is spread over them
 _MAX_ROWS = {"small": 60_000, "big": 20_000}
-_PROBE_STEPS = 10
+_PROBE_STEPS = {"small": 50, "big": 5}
 _BUDGET_SECONDS = 150.0
 _EPILOG = """\
 examples:
@@ -90,7 +90,7 @@ def _measure(crews, chosen, failures, deadline):
     times, probed = {}, {}
     for variant in list(crews):  # the first call builds the graphs
         with _noted(failures, crews, variant):
-            probe = _train(crews[variant], variant, chosen.batch, min(_PROBE_STEPS, steps[variant]), 1)
+            probe = _train(crews[variant], variant, chosen.batch, min(_PROBE_STEPS[chosen.model], steps[variant]), 1)
             times[variant], probed[variant] = [], statistics.median(probe)
             _tell(f"{variant.name} is ready: {probed[variant] * 1e3:.1f} ms a step")
     plan = budget.divide(
