@@ -13,6 +13,9 @@ refusal.install()
 _EXPORTS = {
     "RingAllReduceStrategy": "tfdist.strategies",
     "RingAllReduce": "tfdist.strategies",
+    "AsyncSGDStrategy": "tfdist.strategies",
+    "SyncSGDStrategy": "tfdist.strategies",
+    "ParameterServerStrategy": "tfdist.strategies",
     "strategy": "tfdist.strategies",
     "use": "tfdist.strategies",
     "rank": "tfdist.cluster",

@@ -44,3 +44,24 @@ class WorkerLostError(TransportError):
 
 class MismatchError(TfdistError):
     """Ranks disagree about shape, dtype, model or step; the text names rank, tensor and both values."""
+
+
+class ServerLostError(TransportError):
+    """A parameter server is gone.
+
+    Args:
+      message: the whole text.
+      server: its index, or -1 where it is unknown.
+    """
+
+    def __init__(self, message, server=-1):
+        super().__init__(message)
+        self.server = server
+
+
+class StaleUpdateError(TfdistError):
+    """An update was refused: it was computed for other parameters than the server has."""
+
+
+class NonFiniteGradientError(TfdistError):
+    """A gradient holds NaN or infinity; it was not pushed."""

@@ -5,7 +5,16 @@ import ctypes
 import re
 
 from tfdist.comm import library
-from tfdist.errors import CollectiveTimeoutError, ConfigurationError, MismatchError, TransportError, WorkerLostError
+from tfdist.errors import (
+    CollectiveTimeoutError,
+    ConfigurationError,
+    MismatchError,
+    NonFiniteGradientError,
+    ServerLostError,
+    StaleUpdateError,
+    TransportError,
+    WorkerLostError,
+)
 
 _REMEDIES = {
     library.TIMEOUT: "See what that rank does; if it is only slow, raise TFDIST_TIMEOUT or timeout= (seconds).",
@@ -21,6 +30,8 @@ _CLASSES = {
     library.CLOSED: TransportError,
     library.INVALID: ConfigurationError,
 }
+# Those of the parameter server, whose texts are complete.
+_OF_SERVERS = {kind.__name__: kind for kind in (NonFiniteGradientError, ServerLostError, StaleUpdateError)}
 # How the TensorFlow operations spell a failure in the text of a tf.errors exception.
 _IN_TENSORFLOW = re.compile(r"\[tfdist (\w+) peer=(-?\d+)\] (.*?)(?:\n|\s*\[\[|\s*\[Op:|$)", re.DOTALL)
 _TEXT_BYTES = 1 << 17
@@ -48,6 +59,8 @@ def from_tensorflow(error):
     found = _IN_TENSORFLOW.search(str(error))
     if not found:
         return None
+    if found[1] in _OF_SERVERS:
+        return _OF_SERVERS[found[1]](found[3])
     codes = {kind.__name__: code for code, kind in _CLASSES.items()}
     return make_error(codes[found[1]], int(found[2]), found[3])
 

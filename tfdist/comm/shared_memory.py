@@ -52,7 +52,7 @@ class Segments:
         """Opens a peer's segment where it can be had; `address` is what its `address()` gave."""
         self._identities[peer] = address["host"]
         if peer != self._rank and self.descriptors[self._rank] >= 0:
-            self.descriptors[peer] = _try_open(address, self._host)
+            self.descriptors[peer] = open_shared(address, self._host)
 
     def opened(self):
         """Returns the ranks whose segments this rank has, its own included."""
@@ -100,7 +100,7 @@ def host_identity():
         return ""
 
 
-def _try_open(address, own_host):
+def open_shared(address, own_host):
     """Returns a descriptor of a peer's segment, or -1 where this process cannot share memory with it."""
     if address["descriptor"] < 0 or not address["host"] or address["host"] != own_host:
         return -1

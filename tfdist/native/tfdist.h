@@ -43,6 +43,9 @@ enum tfdist_code {
   TFDIST_MISMATCH = 3,
   TFDIST_CLOSED = 4,
   TFDIST_INVALID = 5,
+  TFDIST_STALE = 6,      /* a gradient for other parameters than the server has */
+  TFDIST_NOT_FINITE = 7, /* a gradient holds NaN or infinity */
+  TFDIST_SERVER_LOST = 8,
 };
 
 typedef struct tfdist_group tfdist_group;
@@ -176,6 +179,163 @@ TFDIST_EXPORT int32_t tfdist_rule_apply_rows(const tfdist_rule* rule, int32_t dt
                                              void* const* slots, const int64_t* rows, const void* values,
                                              int64_t num_rows, int64_t row_elements, int64_t num_rows_of_theta,
                                              int32_t is_lazy);
+
+/* The parameter server: keeps stores (the tensors of one optimizer), each tensor in shards, and serves connections that
+ * Python has authenticated, every one by a thread of its own. */
+enum tfdist_mode { TFDIST_ASYNCHRONOUS = 0, TFDIST_BOUNDED = 1, TFDIST_SYNCHRONOUS = 2 };
+
+typedef struct {
+  const char* name;
+  int32_t dtype;
+  int32_t decays;       /* weight decay applies to it */
+  int32_t is_hosted;    /* its gradients go to the store's host; otherwise FLOAT32 or FLOAT64 */
+  int32_t reserved;
+  int64_t elements;
+  int64_t row_elements; /* of the tensor: elements is a multiple */
+  tfdist_rule rule;
+} tfdist_shard;
+
+typedef struct {
+  int32_t shard;
+  const void* values;    /* dense, or those of the rows */
+  const int64_t* rows;   /* NULL: dense */
+  int64_t num_rows;
+} tfdist_hosted_gradient;
+
+/* Applies one update: TFDIST_OK, or a tfdist_code and why. */
+typedef int32_t (*tfdist_host)(void* context, const tfdist_hosted_gradient* gradients, int32_t num_gradients,
+                               double learning_rate, char* text, int64_t capacity);
+
+typedef struct {
+  int32_t mode;            /* tfdist_mode */
+  int32_t num_workers;
+  int32_t staleness_bound; /* BOUNDED: how many steps a worker may be ahead of the slowest */
+  int32_t backup_workers;  /* SYNCHRONOUS: so many gradients need not come */
+  int32_t is_lazy;         /* rows: only those touched move */
+  int32_t num_step_weights;
+  const double* step_weights;   /* by staleness: what the learning rate is multiplied by; one at least */
+  double weight_decay;
+  double average_momentum;      /* of the moving average of the parameters; < 0: none */
+  int64_t average_overwrites;
+  double compensation;          /* lambda of delay compensation; 0: none */
+  double compensation_decay;    /* m of the adaptive kind; < 0: constant */
+  tfdist_host host;             /* NULL: the shards' rules apply */
+  void* host_context;
+} tfdist_store_options;
+
+typedef struct {
+  int64_t pushes, dropped, bytes_received, bytes_sent;
+  double waited_seconds;
+  int32_t num_staleness;  /* how many counts there are; the caller's array takes as many as it has room for */
+} tfdist_worker_record;
+
+typedef struct tfdist_server tfdist_server;
+TFDIST_EXPORT tfdist_server* tfdist_server_create(double timeout_seconds);
+/* Ends all connections, waits for their threads. */
+TFDIST_EXPORT void tfdist_server_release(tfdist_server* server);
+/* The number of the new store, or minus a tfdist_code. */
+TFDIST_EXPORT int32_t tfdist_server_add_store(tfdist_server* server, const tfdist_store_options* options,
+                                              const tfdist_shard* shards, int32_t num_shards);
+/* Maps the window of shared memory (behind a head of 4096 bytes) in which a worker's dense values travel. */
+TFDIST_EXPORT int32_t tfdist_server_share_window(tfdist_server* server, int32_t store, int32_t worker, int32_t descriptor);
+/* Serves an authenticated socket, which the server owns from now on. */
+TFDIST_EXPORT int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker);
+/* The parameters are new ones, which have seen `updates`. */
+TFDIST_EXPORT void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates);
+TFDIST_EXPORT int64_t tfdist_server_updates(tfdist_server* server, int32_t store);
+TFDIST_EXPORT void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, int32_t is_active);
+/* Array `slot` of a shard (0: the parameters, then the rule's slots, then the moving average), or NULL. */
+TFDIST_EXPORT void* tfdist_server_array(tfdist_server* server, int32_t store, int32_t shard, int32_t slot);
+/* TFDIST_RULE_SCALARS doubles. */
+TFDIST_EXPORT double* tfdist_server_scalars(tfdist_server* server, int32_t store, int32_t shard);
+TFDIST_EXPORT int64_t tfdist_server_version(tfdist_server* server, int32_t store, int32_t shard);
+TFDIST_EXPORT void tfdist_server_record(tfdist_server* server, int32_t store, int32_t worker, tfdist_worker_record* record,
+                                        int64_t* staleness, int32_t capacity);
+
+/* The worker's side. */
+typedef struct {
+  int32_t server, shard;
+  int64_t begin, elements;
+} tfdist_client_part;
+
+typedef struct {
+  const char* name;
+  int32_t dtype;
+  int32_t num_parts;
+  int64_t row_elements;
+  const tfdist_client_part* parts; /* in the order of `begin` */
+} tfdist_client_tensor;
+
+typedef struct {
+  const tfdist_client_tensor* tensors;
+  int32_t num_tensors;
+  const int32_t* numbers;       /* by server: the store's number there */
+  const int32_t* windows;       /* by server: a file that both sides map, or -1; NULL: none */
+  const int64_t* window_bytes;  /* by server */
+} tfdist_client_store;
+
+typedef struct {
+  int32_t tensor;
+  int32_t reserved;
+  const void* gradient;
+  const void* current; /* what `fresh` becomes while the answer to the first push is under way */
+  void* fresh;         /* may be the memory of the gradient */
+} tfdist_exchange_dense;
+
+typedef struct {
+  int32_t tensor;
+  int32_t reserved;
+  const int64_t* indices;
+  const void* values;
+  int64_t num_rows;
+  const void* current;
+  void* fresh; /* the whole tensor, or NULL */
+} tfdist_exchange_rows;
+
+enum tfdist_not_finite { TFDIST_RAISE = 0, TFDIST_SKIP = 1, TFDIST_PASS = 2 };
+
+typedef struct {
+  const tfdist_exchange_dense* dense;
+  const tfdist_exchange_rows* rows;
+  int32_t num_dense, num_rows;
+  double learning_rate;
+  double weight;
+  int32_t is_sum;
+  int32_t is_pushed;      /* 0: only pulls */
+  int32_t prefetch;       /* the answer to the push before is taken, this one's at the next call */
+  int32_t is_synchronous; /* others wait for this worker */
+  int32_t not_finite;     /* tfdist_not_finite */
+} tfdist_exchange;
+
+typedef struct {
+  int64_t updates;   /* that the parameters have seen */
+  int64_t staleness;
+  double waited_seconds;
+  int32_t is_dropped, is_skipped;
+  int32_t server;    /* that failed, or -1 */
+  int32_t culprit;   /* the tensor whose gradient is not finite, or -1 */
+  char text[976];    /* what failed, and why */
+} tfdist_exchange_result;
+
+typedef struct tfdist_client tfdist_client;
+/* `sockets`: two a server, authenticated; the client owns them. `addresses`: of the servers, for messages. */
+TFDIST_EXPORT tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const char* const* addresses,
+                                                  const int32_t* sockets, double timeout_seconds);
+TFDIST_EXPORT int64_t tfdist_client_id(tfdist_client* client);
+/* Retained (release it), or NULL. */
+TFDIST_EXPORT tfdist_client* tfdist_client_find(int64_t id);
+TFDIST_EXPORT void tfdist_client_release(tfdist_client* client);
+TFDIST_EXPORT void tfdist_client_close(tfdist_client* client);
+TFDIST_EXPORT int32_t tfdist_client_add_store(tfdist_client* client, const tfdist_client_store* store);
+TFDIST_EXPORT void tfdist_client_begin_generation(tfdist_client* client, int32_t store, uint64_t generation, int64_t updates);
+/* All of these block, at most for the time-out, and return TFDIST_OK or a tfdist_code. */
+TFDIST_EXPORT int32_t tfdist_client_exchange(tfdist_client* client, int32_t store, const tfdist_exchange* call,
+                                             tfdist_exchange_result* result);
+TFDIST_EXPORT int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchange_result* result);
+TFDIST_EXPORT int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot,
+                                             const tfdist_span* spans, int32_t num_spans, tfdist_exchange_result* result);
+TFDIST_EXPORT int32_t tfdist_client_pull_rows(tfdist_client* client, int32_t store, int32_t tensor, const int64_t* rows,
+                                              int64_t num_rows, void* target, tfdist_exchange_result* result);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,9 @@ import importlib
 _EXPORTS = {
     "RingAllReduceStrategy": "ring",
     "RingAllReduce": "ring_all_reduce",
+    "AsyncSGDStrategy": "async_sgd",
+    "SyncSGDStrategy": "sync_sgd",
+    "ParameterServerStrategy": "parameter_server",
     "strategy": "registry",
     "use": "registry",
 }

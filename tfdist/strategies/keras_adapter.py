@@ -11,7 +11,15 @@ import keras
 import tensorflow as tf
 from keras.src.trainers.data_adapters import array_data_adapter  # not public: the order of array data is drawn there
 
-from tfdist.strategies import keras_arrays, keras_functions, keras_gradients, keras_saving, keras_steps, keras_trainer
+from tfdist.strategies import (
+    keras_arrays,
+    keras_functions,
+    keras_gradients,
+    keras_saving,
+    keras_servers,
+    keras_steps,
+    keras_trainer,
+)
 
 # (object, attribute, stand-in called as stand_in(original, *args, **kwargs))
 WRAPPED = (
@@ -22,6 +30,8 @@ WRAPPED = (
     (keras_steps.TRAINER, "fit", keras_trainer.fit),
     (keras_steps.TRAINER, "evaluate", keras_trainer.evaluate),
     (keras_steps.TRAINER, "predict", keras_trainer.predict),
+    (keras_steps.TRAINER, "get_metrics_result", keras_servers.get_metrics_result),
+    (keras.layers.Embedding, "call", keras_servers.embedding),
     (keras_steps.TRAINER, "make_train_function", keras_functions.make_train_function),
     (keras_steps.TRAINER, "make_test_function", keras_functions.make_test_function),
     (keras_steps.TRAINER, "make_predict_function", keras_functions.make_predict_function),

@@ -11,9 +11,9 @@ _predict_functions = weakref.WeakKeyDictionary()
 
 
 def strategy_of(model):
-    """Returns the model's strategy if it is one of ours with several workers, else None."""
+    """Returns the model's strategy if it is one of ours with several workers or servers, else None."""
     strategy = model.distribute_strategy
-    if isinstance(strategy, AbstractReplicaStrategy) and strategy.world_size > 1:
+    if isinstance(strategy, AbstractReplicaStrategy) and (strategy.world_size > 1 or strategy.uses_servers):
         return strategy
     return None
 
@@ -22,7 +22,7 @@ def refuse_jit(model):
     """Raises ConfigurationError if `model` is to be compiled by XLA."""
     if model.compiled and model.jit_compile:
         raise errors.ConfigurationError(
-            "Collectives of several workers do not run inside XLA. Received: jit_compile=True. "
+            "What travels to other workers and servers does not run inside XLA. Received: jit_compile=True. "
             "Compile the model with jit_compile=False or jit_compile='auto'."
         )
 

@@ -19,11 +19,28 @@ def apply(original, optimizer, grads, trainable_variables=None):
     if step is None:
         _refuse_outside_of_run()
         return _in_replica_context(original, optimizer, grads, trainable_variables)
+    if not step.optimizer_depth and step.strategy.uses_servers:
+        return _apply_on_servers(original, step, optimizer, list(grads), trainable_variables)
     if not step.optimizer_depth:
         grads = reduce_gradients(step, optimizer, list(grads), trainable_variables)
     step.optimizer_depth += 1
     try:
         return original(optimizer, grads, trainable_variables)
+    finally:
+        step.optimizer_depth -= 1
+
+
+def _apply_on_servers(original, step, optimizer, gradients, variables):
+    variables = list(variables) if variables is not None else optimizer._trainable_variables
+    if not any(gradient is not None for gradient in gradients):
+        return original(optimizer, gradients, variables)  # Keras says best what is wrong
+    step.optimizer_depth += 1
+    try:
+        if not optimizer.built:
+            with tf.init_scope():
+                optimizer.build(variables)
+        statistics = [variable for variable, _ in step.written.values()]
+        step.strategy.optimizer_of(optimizer, statistics).apply(step, gradients, variables)
     finally:
         step.optimizer_depth -= 1
 
@@ -92,10 +109,10 @@ def _in_replica_context(original, *arguments):
 
 def _refuse_outside_of_run():
     strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, AbstractReplicaStrategy) or strategy.world_size == 1:
+    if not isinstance(strategy, AbstractReplicaStrategy) or (strategy.world_size == 1 and not strategy.uses_servers):
         return
     raise errors.ConfigurationError(
-        "Gradients are reduced inside a replica function only. Received: Optimizer.apply called outside of "
+        "Gradients reach other workers and servers inside a replica function only. Received: Optimizer.apply called outside of "
         "strategy.run. Put the training step into a function and call strategy.run(step, args=(batch,))."
     )
 

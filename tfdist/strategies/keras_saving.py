@@ -9,6 +9,7 @@ from absl import logging
 
 from tfdist import cluster
 from tfdist.cluster.store import StoreClient
+from tfdist.strategies import keras_servers
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 _CHIEF_ONLY = ("TensorBoard", "CSVLogger", "RemoteMonitor", "ProgbarLogger")
@@ -23,7 +24,11 @@ def save(original, model, *args, **kwargs):
     it may load the file at once. The chief never waits: `if tfdist.is_chief(): model.save(path)` works too.
     """
     strategy = model.distribute_strategy
-    if not isinstance(strategy, AbstractReplicaStrategy) or strategy.world_size == 1:
+    if not isinstance(strategy, AbstractReplicaStrategy):
+        return original(model, *args, **kwargs)
+    if strategy.uses_servers and strategy.is_chief:
+        keras_servers.fetch_for_saving(strategy, model)
+    if strategy.world_size == 1:
         return original(model, *args, **kwargs)
     path = str(args[0] if args else kwargs.get("filepath"))
     with _lock:

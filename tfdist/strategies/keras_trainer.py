@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdist.comm import failures
 from tfdist.data import permutation, py_dataset, uneven
-from tfdist.strategies import keras_saving, keras_steps
+from tfdist.strategies import keras_saving, keras_servers, keras_steps
 from tfdist.strategies.keras_functions import refuse_jit, strategy_of
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
@@ -26,12 +26,15 @@ class TrainerCall:
       strategy: the strategy of the model.
       seed: list of ints that decides the order of array data.
       is_one_shot: whether the data is a generator, which can be read once only.
+      is_fit: whether it is a `fit`, whose first data are those to train on.
     """
 
-    def __init__(self, strategy, seed, is_one_shot):
+    def __init__(self, strategy, seed, is_one_shot, is_fit=False):
         self.strategy = strategy
         self.seed = seed
         self.is_one_shot = is_one_shot
+        self.is_fit = is_fit
+        self.trains_next = is_fit
 
 
 def current_call():
@@ -62,9 +65,21 @@ def fit(original, model, *args, **kwargs):
         call["x"], call["shuffle"] = py_dataset.SharedOrder(call["x"], seed), False
     call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
     _be_quiet(strategy, call)
-    with _calling(strategy, seed, call["x"]):
-        history = original(model, **call)
+    with _calling(strategy, seed, call["x"], is_fit=True):
+        history = _fit(original, model, strategy, call)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
+    return history
+
+
+def _fit(original, model, strategy, call):
+    if not strategy.uses_servers:
+        return original(model, **call)
+    try:
+        history = original(model, **call)
+    except BaseException:
+        keras_servers.abandon(strategy)
+        raise
+    keras_servers.end_of_fit(strategy, model)
     return history
 
 
@@ -108,9 +123,9 @@ def _without_training(original, model, args, kwargs):
 
 
 @contextlib.contextmanager
-def _calling(strategy, seed, x):
+def _calling(strategy, seed, x, is_fit=False):
     outer = current_call()
-    _LOCAL.call = TrainerCall(strategy, seed, isinstance(x, types.GeneratorType))
+    _LOCAL.call = TrainerCall(strategy, seed, isinstance(x, types.GeneratorType), is_fit)
     try:
         with failures.translated():
             yield
@@ -136,12 +151,15 @@ def _be_quiet(strategy, call):
 
 
 def _fit_callbacks(strategy, callbacks, initial_epoch):
-    start = _AgreeOnStart(strategy, initial_epoch)
+    last = [_AgreeOnStart(strategy, initial_epoch)]
+    if strategy.uses_servers:
+        last.append(keras_servers.Training(strategy))
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(start)
+        for callback in last:
+            callbacks.append(callback)
         return callbacks
     callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-    return [*keras_saving.callbacks_of(strategy, callbacks), start]
+    return [*keras_saving.callbacks_of(strategy, callbacks), *last]
 
 
 class _AgreeOnStart(keras.callbacks.Callback):

@@ -25,7 +25,24 @@ def _mirrored(**arguments):
     return tf.distribute.MirroredStrategy(**arguments)
 
 
-_MAKERS = {"ring": _ring, "mirrored": _mirrored}
+def _async(**arguments):
+    from tfdist.strategies.async_sgd import AsyncSGDStrategy
+
+    return AsyncSGDStrategy(**arguments)
+
+
+def _bounded(**arguments):
+    return _async(**{"staleness_bound": _STALENESS_BOUND, **arguments})
+
+
+def _sync(**arguments):
+    from tfdist.strategies.sync_sgd import SyncSGDStrategy
+
+    return SyncSGDStrategy(**arguments)
+
+
+_STALENESS_BOUND = 4
+_MAKERS = {"ring": _ring, "mirrored": _mirrored, "async": _async, "bounded": _bounded, "sync": _sync}
 _DEFAULT = "ring"
 
 
@@ -33,7 +50,7 @@ def strategy(name=None, **arguments):
     """Makes the strategy called `name`.
 
     Args:
-      name: `"ring"` or `"mirrored"`; default: the environment variable `TFDIST_STRATEGY`, else `"ring"`.
+      name: `"ring"`, `"async"`, `"bounded"` (asynchronous, staleness_bound 4 unless given), `"sync"` or `"mirrored"`; default: the environment variable `TFDIST_STRATEGY`, else `"ring"`.
       **arguments: passed to the strategy.
 
     Returns:

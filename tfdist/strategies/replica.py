@@ -31,6 +31,8 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
     """
 
     wire_dtype = None
+    is_in_step = True  # every worker takes every step, and replicas are equal after each
+    uses_servers = False  # `Optimizer.apply` goes to parameter servers
 
     def __init__(self, group, seed=None):
         self.worker_group = group
@@ -101,10 +103,16 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     def _call_for_each_replica(self, fn, args, kwargs):
         strategy = self._container_strategy()
         kwargs = kwargs or {}
-        if self._world_size == 1:
+        if self._world_size == 1 and not strategy.uses_servers:
             with tf.distribute.ReplicaContext(strategy, 0):
                 return fn(*args, **kwargs)
         original = getattr(self._local, "function", None) or fn
+        if self._world_size == 1 or not strategy.is_in_step:
+            kind, model, sums_loss = describe(original)
+            if self._world_size == 1 or kind in (replica_step.TRAIN, replica_step.FUNCTION):
+                step = replica_step.ReplicaStep(strategy, kind, model, 1, sums_loss, is_alone=True)
+                with tf.distribute.ReplicaContext(strategy, 0), step, tensorflow_seed.FoldedSeed(self._rank):
+                    return fn(*args, **kwargs)
         known = shares.current()
         # Where all weigh the same a weight of 1 does.
         rows = 1 if known is shares.Shares.EQUAL else batch_rows.count_rows(args, kwargs)
@@ -198,7 +206,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
     def _replica_ctx_all_reduce(self, reduce_op, value, options=None):
         step = replica_step.current()
-        if self._world_size == 1 or (step and step.optimizer_depth):
+        if self._world_size == 1 or (step and (step.optimizer_depth or step.is_alone)):
             return value
         flat = tf.nest.flatten(value)
         op = _name_of(reduce_op)
@@ -209,8 +217,13 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     def _replica_ctx_update(self, var, fn, args=(), kwargs=None, group=True):
         return self._update(var, fn, args, kwargs or {}, group)
 
+    def _is_alone(self):
+        """Whether what is combined now is of this worker only: asynchronous workers are not at the same place."""
+        step = replica_step.current()
+        return self._world_size == 1 or (step.is_alone if step else not self._container_strategy().is_in_step)
+
     def _reduce_to(self, reduce_op, value, destinations, options):
-        if self._world_size == 1:
+        if self._is_alone():
             return value
         flat = [_as_tensor(leaf) for leaf in tf.nest.flatten(value)]
         reduced = self._container_strategy().all_reduce(flat, _name_of(reduce_op), name="reduce")
@@ -221,7 +234,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         return self._reduce_to(reduce_op, values, None, options)
 
     def _gather_to_implementation(self, value, destinations, axis, options):
-        if self._world_size == 1:
+        if self._is_alone():
             return value
         value = tf.convert_to_tensor(value)
         axis = axis + value.shape.rank if axis < 0 else axis
@@ -282,7 +295,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         step = replica_step.current()
         if step is not None and step.strategy is self._container_strategy():
             return step.answer_replica_count()
-        return self._world_size
+        return self._world_size if self._container_strategy().is_in_step else 1
 
     def _get_local_replica_id(self, replica_id_in_sync_group):
         return 0

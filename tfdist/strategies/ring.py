@@ -1,7 +1,6 @@
 """Synchronous training without a server: gradients are summed around a ring of workers."""
 
-import tensorflow as tf
-
+from tfdist.strategies import initial_value
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 
@@ -63,14 +62,7 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
         return graph_bridge.all_reduce(list(tensors), op, group=self.worker_group, **options)
 
     def broadcast(self, tensor, root=0, name=""):
-        from tfdist.strategies import graph_bridge
-
-        tensor = tf.convert_to_tensor(tensor)
-        if tensor.dtype != tf.string:
-            return graph_bridge.broadcast(tensor, root, group=self.worker_group, name=name)
-        value = tf.io.parse_tensor(self.share_bytes(tf.io.serialize_tensor(tensor).numpy(), root), tensor.dtype)
-        value.set_shape(tensor.shape)
-        return value
+        return initial_value.broadcast(self, tensor, root, name)
 
     def all_gather(self, tensor, name=""):
         from tfdist.strategies import graph_bridge

@@ -38,9 +38,11 @@ class ReplicaStep:
       model: the Keras model of a `"train"` or `"test"` step, else None.
       rows: number of rows of the batch on this worker, an int or a scalar int64 tensor.
       sums_loss: True when the model's compiled losses are summed over the batch instead of averaged.
+      shares: what the data promise of the workers' shares.
+      is_alone: whether this worker takes the step by itself, at its own pace.
     """
 
-    def __init__(self, strategy, kind, model, rows, sums_loss, shares=Shares.UNKNOWN):
+    def __init__(self, strategy, kind, model, rows, sums_loss, shares=Shares.UNKNOWN, is_alone=False):
         self.strategy = strategy
         self.kind = kind
         self.model = model
@@ -54,6 +56,8 @@ class ReplicaStep:
         self.count_is_read = False
         self.optimizer_depth = 0
         self.is_recording = True
+        self.is_alone = is_alone
+        self.read_by_row = set()  # ids of the variables of which servers send the rows that this step reads
 
     def __enter__(self):
         if not hasattr(_ACTIVE, "stack"):
@@ -75,6 +79,8 @@ class ReplicaStep:
         logs and their gradients are those of one process and the gradients are averaged by rows afterwards. A user's
         own function sees the true number, as under every `tf.distribute` strategy.
         """
+        if self.is_alone:
+            return 1
         world_size = self.strategy.world_size
         asker = _asker()
         if asker == _REGULARIZES:

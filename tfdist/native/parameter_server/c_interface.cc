@@ -1,0 +1,171 @@
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <mutex>
+
+#include "parameter_server/client.h"
+#include "parameter_server/server.h"
+
+struct tfdist_server {
+  explicit tfdist_server(double timeout_seconds) : server(timeout_seconds) {}
+  tfdist::Server server;
+};
+
+struct tfdist_client {
+  tfdist_client(int rank, int num_servers, const char* const* addresses, const int* sockets, double timeout_seconds)
+      : client(rank, num_servers, addresses, sockets, timeout_seconds) {}
+  tfdist::Client client;
+  int64_t id = 0;
+  int references = 1;  // guarded by the registry's mutex
+};
+
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::map<int64_t, tfdist_client*> clients;
+  int64_t next_id = 1;
+};
+
+Registry& registry() {
+  static Registry* instance = new Registry;  // threads may still ask while the process ends
+  return *instance;
+}
+
+tfdist::Store* find(tfdist_server* server, int32_t store) { return server->server.store(static_cast<uint32_t>(store)); }
+
+}  // namespace
+
+extern "C" {
+
+tfdist_server* tfdist_server_create(double timeout_seconds) { return new tfdist_server(timeout_seconds); }
+
+void tfdist_server_release(tfdist_server* server) { delete server; }
+
+int32_t tfdist_server_add_store(tfdist_server* server, const tfdist_store_options* options, const tfdist_shard* shards,
+                                int32_t num_shards) {
+  try {
+    return static_cast<int32_t>(server->server.add_store(std::make_unique<tfdist::Store>(*options, shards, num_shards)));
+  } catch (const std::exception&) {
+    return -TFDIST_INVALID;
+  }
+}
+
+int32_t tfdist_server_share_window(tfdist_server* server, int32_t store, int32_t worker, int32_t descriptor) {
+  try {
+    server->server.share_window(static_cast<uint32_t>(store), worker, descriptor);
+    return TFDIST_OK;
+  } catch (const std::exception&) {
+    return TFDIST_INVALID;
+  }
+}
+
+int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker) {
+  try {
+    server->server.serve(descriptor, worker);
+    return TFDIST_OK;
+  } catch (const std::exception&) {
+    return TFDIST_INVALID;
+  }
+}
+
+void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates) {
+  find(server, store)->begin_generation(generation, updates);
+}
+
+int64_t tfdist_server_updates(tfdist_server* server, int32_t store) { return find(server, store)->updates(); }
+
+void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, int32_t is_active) {
+  find(server, store)->set_active(worker, is_active != 0);
+}
+
+void* tfdist_server_array(tfdist_server* server, int32_t store, int32_t shard, int32_t slot) {
+  tfdist::Memory* memory = find(server, store)->shard(static_cast<size_t>(shard)).array(slot);
+  return memory == nullptr ? nullptr : memory->data();
+}
+
+double* tfdist_server_scalars(tfdist_server* server, int32_t store, int32_t shard) {
+  return find(server, store)->shard(static_cast<size_t>(shard)).scalars();
+}
+
+int64_t tfdist_server_version(tfdist_server* server, int32_t store, int32_t shard) {
+  tfdist::Shard& found = find(server, store)->shard(static_cast<size_t>(shard));
+  std::lock_guard<std::mutex> lock(found.mutex);
+  return found.version;
+}
+
+void tfdist_server_record(tfdist_server* server, int32_t store, int32_t worker, tfdist_worker_record* record,
+                          int64_t* staleness, int32_t capacity) {
+  const tfdist::WorkerRecord found = find(server, store)->record(worker);
+  const auto bytes = server->server.transferred(worker);
+  *record = {found.pushes, found.dropped, bytes.first, bytes.second, found.waited_seconds,
+             static_cast<int32_t>(found.staleness.size())};
+  std::copy_n(found.staleness.begin(), std::min(found.staleness.size(), static_cast<size_t>(capacity)), staleness);
+}
+
+tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const char* const* addresses,
+                                    const int32_t* sockets, double timeout_seconds) {
+  try {
+    auto* client = new tfdist_client(rank, num_servers, addresses, sockets, timeout_seconds);
+    std::lock_guard<std::mutex> lock(registry().mutex);
+    client->id = registry().next_id++;
+    registry().clients[client->id] = client;
+    return client;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+int64_t tfdist_client_id(tfdist_client* client) { return client->id; }
+
+tfdist_client* tfdist_client_find(int64_t id) {
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  auto found = registry().clients.find(id);
+  if (found == registry().clients.end()) return nullptr;
+  ++found->second->references;
+  return found->second;
+}
+
+void tfdist_client_release(tfdist_client* client) {
+  {
+    std::lock_guard<std::mutex> lock(registry().mutex);
+    if (--client->references > 0) return;
+    registry().clients.erase(client->id);
+  }
+  delete client;
+}
+
+void tfdist_client_close(tfdist_client* client) { client->client.close(); }
+
+int32_t tfdist_client_add_store(tfdist_client* client, const tfdist_client_store* store) {
+  try {
+    return client->client.add_store(*store);
+  } catch (const std::exception&) {
+    return -TFDIST_INVALID;
+  }
+}
+
+void tfdist_client_begin_generation(tfdist_client* client, int32_t store, uint64_t generation, int64_t updates) {
+  client->client.begin_generation(store, generation, updates);
+}
+
+int32_t tfdist_client_exchange(tfdist_client* client, int32_t store, const tfdist_exchange* call,
+                               tfdist_exchange_result* result) {
+  return client->client.exchange(store, *call, result);
+}
+
+int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchange_result* result) {
+  return client->client.flush(store, result);
+}
+
+int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot, const tfdist_span* spans,
+                               int32_t num_spans, tfdist_exchange_result* result) {
+  return client->client.transfer(store, writes != 0, slot, spans, num_spans, result);
+}
+
+int32_t tfdist_client_pull_rows(tfdist_client* client, int32_t store, int32_t tensor, const int64_t* rows,
+                                int64_t num_rows, void* target, tfdist_exchange_result* result) {
+  return client->client.pull_rows(store, tensor, rows, num_rows, target, result);
+}
+
+}  // extern "C"

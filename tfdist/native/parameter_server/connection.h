@@ -1,0 +1,46 @@
+// The server's side of a worker's connection.
+#ifndef TFDIST_PARAMETER_SERVER_CONNECTION_H_
+#define TFDIST_PARAMETER_SERVER_CONNECTION_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parameter_server/server.h"
+
+namespace tfdist {
+
+class Connection {
+ public:
+  Connection(Server* server, Channel* channel, int worker) : server_(server), channel_(channel), worker_(worker) {}
+
+  void serve();  // until the worker leaves, or says what cannot be understood
+
+ private:
+  bool serve_one();
+  bool receive_request();
+  bool is_sound() const;
+  bool receive_dense();
+  bool check_rows(std::string* text) const;
+  bool exchange();
+  bool read_or_write();
+  bool send_rows();
+  bool reply(const Outcome& outcome, size_t row_bytes, size_t dense_bytes);
+  bool refuse(int code, const std::string& text);
+  bool send_dense(size_t begin, size_t end, bool is_whole);
+  size_t dense_of(size_t entry) const;
+  bool travels(size_t entry) const;
+  bool done(Channel::Result result) { return result == Channel::Result::kDone; }
+
+  Server* const server_;
+  Channel* const channel_;
+  const int worker_;
+  Store* store_ = nullptr;
+  Push push_;
+  std::vector<size_t> offsets_;
+  std::vector<char> rows_, answer_;
+  Memory received_;  // dense values, where no window is shared
+};
+
+}  // namespace tfdist
+#endif  // TFDIST_PARAMETER_SERVER_CONNECTION_H_

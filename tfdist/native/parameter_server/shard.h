@@ -1,0 +1,92 @@
+// A tensor, or a stretch of one, with its optimizer state: the unit of locking, and of consistency.
+#ifndef TFDIST_PARAMETER_SERVER_SHARD_H_
+#define TFDIST_PARAMETER_SERVER_SHARD_H_
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "parameter_server/memory.h"
+#include "parameter_server/protocol.h"
+#include "tfdist.h"
+
+namespace tfdist {
+
+// What is the same for all shards of a store.
+struct StoreOptions {
+  double weight_decay = 0;
+  double average_momentum = -1;   // of the exponential moving average of the parameters; < 0: none is kept
+  int64_t average_overwrites = 0; // every so many updates the parameters become their average; 0: never
+  double compensation = 0;        // lambda of delay compensation; 0: none
+  double compensation_decay = -1; // m of the adaptive kind; < 0: constant
+  bool is_lazy = false;           // of rows: only those touched move
+};
+
+// The gradient of one update, for one shard.
+struct Gradient {
+  const char* dense = nullptr;  // null: rows
+  const int64_t* rows = nullptr;
+  const char* values = nullptr;
+  int64_t num_rows = 0;
+};
+
+struct UpdateOf {
+  int worker;
+  uint64_t sequence;
+  int64_t count;  // t = 1, 2, ...
+  double learning_rate;
+};
+
+class Shard {
+ public:
+  Shard(const tfdist_shard& description, const StoreOptions* options, int num_workers);
+
+  const std::string name;
+  const int32_t dtype;
+  const int64_t elements, row_elements;
+  const bool is_hosted;  // its gradients are applied by somebody else
+
+  size_t bytes() const { return bytes_; }
+  size_t row_bytes() const { return static_cast<size_t>(row_elements) * bytes_ / static_cast<size_t>(elements); }
+  int num_slots() const { return static_cast<int>(slots_.size()); }
+  // Array 0 is the parameters; then the rule's slots, the moving average, and at the end the scalars of the rule.
+  Memory* array(int index);
+  char* parameters() { return theta_.data(); }
+  double* scalars() { return scalars_; }
+
+  // Applies a gradient once, and copies the parameters to `fresh` unless that is null. A dense gradient may be
+  // overwritten, also by `fresh`.
+  void update(const UpdateOf& update, const Gradient& gradient, char* fresh);
+  void read(int worker, char* target);
+  void write(int index, const char* source);
+  void read_rows(const int64_t* rows, int64_t num_rows, char* target);
+  void note_hosted_update();
+
+  std::mutex mutex;  // guards everything below
+  int64_t version = 0;  // updates applied
+
+ private:
+  template <typename T>
+  void apply(const UpdateOf& update, const Gradient& gradient, T* fresh);
+  template <typename T>
+  void compensate(int worker, T* gradient, int64_t begin, int64_t end);
+  template <typename T>
+  void average(int64_t count, int64_t begin, int64_t end);
+
+  const tfdist_rule rule_;
+  const StoreOptions* options_;
+  const bool decays_;
+  const size_t bytes_;
+  Memory theta_;
+  std::vector<Memory> slots_;
+  Memory average_;
+  Memory mean_square_;
+  std::map<int, Memory> seen_;  // by worker: the parameters that it was sent
+  double scalars_[4] = {};
+  std::vector<uint64_t> applied_;  // by worker: the last sequence
+};
+
+}  // namespace tfdist
+#endif  // TFDIST_PARAMETER_SERVER_SHARD_H_

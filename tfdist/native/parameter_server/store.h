@@ -1,0 +1,105 @@
+// The parameters of one optimizer on this server, and the rule by which workers wait for each other.
+#ifndef TFDIST_PARAMETER_SERVER_STORE_H_
+#define TFDIST_PARAMETER_SERVER_STORE_H_
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "parameter_server/protocol.h"
+#include "parameter_server/shard.h"
+
+namespace tfdist {
+
+// What one worker pushes.
+struct Push {
+  int worker = 0;
+  RequestHeader header;
+  std::vector<Entry> entries;
+  std::vector<Gradient> gradients;  // one an entry
+  char* window = nullptr;           // the dense values
+};
+
+struct Outcome {
+  int code = TFDIST_OK;
+  std::string text;
+  int64_t updates = 0;
+  int64_t staleness = 0;
+  double waited_seconds = 0;
+  bool is_dropped = false;
+};
+
+// Guarded by Store::mutex_.
+struct WorkerRecord {
+  bool is_active = false;
+  int64_t clock = 0;  // pushes since all began together
+  int64_t pushes = 0, dropped = 0;
+  double waited_seconds = 0;
+  std::vector<int64_t> staleness;  // how often each
+};
+
+class Store {
+ public:
+  Store(const tfdist_store_options& options, const tfdist_shard* shards, int num_shards);
+
+  const int mode;
+  Shard& shard(size_t index) { return *shards_[index]; }
+  size_t num_shards() const { return shards_.size(); }
+  int num_workers() const { return static_cast<int>(workers_.size()); }
+  bool is_hosted() const { return host_ != nullptr; }
+  uint64_t generation() const { return generation_; }
+  void begin_generation(uint64_t generation, int64_t updates);
+  int64_t updates() const { return updates_; }
+
+  // Asynchronous modes: `begin` numbers the update, `apply` applies it to one entry, `wait_for_slower` blocks while
+  // this worker is too far ahead (then returns true, or an outcome that is no success).
+  Outcome begin(const Push& push);
+  void apply(const Push& push, const Outcome& begun, size_t entry, char* fresh);
+  bool wait_for_slower(int worker, double timeout_seconds, Outcome* outcome);
+  // All entries by the one who hosts the optimizer.
+  void apply_hosted(const Push& push, Outcome* outcome);
+  // Synchronous mode: blocks until the update in which this gradient counts, or does not, is done.
+  Outcome contribute(Push* push, double timeout_seconds);
+
+  void set_active(int worker, bool is_active);
+  void lose(int worker);  // its connection broke
+  void close();
+  WorkerRecord record(int worker);
+
+ private:
+  size_t required() const;
+  void combine();
+  void combine_entry(size_t entry);
+  template <typename T>
+  void average_dense(size_t entry);
+  template <typename T>
+  void concatenate_rows(size_t entry, std::vector<int64_t>* rows, std::vector<char>* values);
+  std::vector<double> weights(double* divisor) const;
+  std::string missing() const;
+  void note(WorkerRecord* record, int64_t staleness);
+
+  const int staleness_bound_, backup_workers_;
+  std::vector<double> step_weights_;  // by staleness
+  StoreOptions options_;
+  tfdist_host host_;
+  void* host_context_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int64_t> updates_{0};
+  std::mutex host_mutex_;  // the hosted optimizer applies one update at a time
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::vector<WorkerRecord> workers_;
+  std::vector<Push*> contributions_;
+  Outcome combined_;  // of the last update
+  int lost_ = -1;
+  bool is_closed_ = false;
+};
+
+}  // namespace tfdist
+#endif  // TFDIST_PARAMETER_SERVER_STORE_H_

@@ -1,0 +1,88 @@
+"""`python -m tfdist.parameter_server`: one parameter server, until SIGTERM.
+
+Its place comes from the environment, as `tfdist run --servers` or TF_CONFIG sets it; a strategy that starts servers of its
+own gives it as options.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+
+from absl import logging
+
+from tfdist.cluster import variables
+from tfdist.cluster.host import LOOPBACK
+from tfdist.cluster.secret import given_secret
+from tfdist.cluster.server import ServerPlace, resolve_server
+from tfdist.cluster.store import StoreClient
+from tfdist.errors import TfdistError
+from tfdist.parameter_server.server import ParameterServer
+
+ADDRESS_KEY = "parameter_server/"
+SUMMARY_KEY = "parameter_server/summary/"
+_DEFAULT_TIMEOUT_SECONDS = 600.0
+
+
+def main(arguments=None):
+    """Serves until SIGTERM or SIGINT; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tfdist.parameter_server", description=__doc__.splitlines()[0])
+    parser.add_argument("--index", type=int, default=0, help="this server's number, with --report-to (0)")
+    parser.add_argument("--num-workers", type=int, default=1, help="how many there are, with --report-to (1)")
+    parser.add_argument("--bind", metavar="HOST", default=LOOPBACK, help="where to listen, with --report-to")
+    parser.add_argument("--report-to", type=int, metavar="FD", help="a file descriptor that is told the address")
+    chosen = parser.parse_args(arguments)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        place = resolve_server(os.environ) if chosen.report_to is None else _place(chosen)
+        listens = {"host": place.bind_host, "port": place.port}
+        timeout = place.timeout or _DEFAULT_TIMEOUT_SECONDS
+        with ParameterServer(place.world_size, place.secret, **listens, timeout=timeout) as server:
+            _publish(place, server.address, chosen.report_to)
+            stopped.wait()
+            _summarize(place, server)
+    except TfdistError as error:
+        print(f"tfdist parameter server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _place(chosen):
+    return ServerPlace(
+        index=chosen.index,
+        num_servers=chosen.index + 1,
+        world_size=chosen.num_workers,
+        store_address=os.environ.get("TFDIST_STORE", ""),
+        bind_host=chosen.bind,
+        secret=given_secret(os.environ) or b"",
+        source="a strategy",
+        timeout=variables.timeout(os.environ),
+    )
+
+
+def _publish(place, address, descriptor):
+    if descriptor is not None:
+        with os.fdopen(descriptor, "w", encoding="ascii") as pipe:
+            pipe.write(f"{address}\n")
+    elif place.store_address:
+        with StoreClient(place.store_address, place.secret) as store:
+            store.set(f"{ADDRESS_KEY}{place.index}", address.encode())
+
+
+def _summarize(place, server):
+    """Leaves in the store what `tfdist run --summary` shows."""
+    if not place.store_address:
+        return
+    try:
+        with StoreClient(place.store_address, place.secret, timeout=1.0) as store:
+            store.set(f"{SUMMARY_KEY}{place.index}", json.dumps({"server": place.index, **server.summary()}).encode())
+    except TfdistError as error:
+        logging.debug("parameter server %d: no summary: %s", place.index, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""What the strategies with parameter servers share: their connection, and one `ServerOptimizer` for each Keras optimizer."""
+
+import atexit
+import contextlib
+import weakref
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.errors import ConfigurationError
+from tfdist.parameter_server.client import NOT_FINITE, Options
+from tfdist.staleness import weighting
+from tfdist.strategies import initial_value
+from tfdist.strategies.replica import AbstractReplicaStrategy
+
+MODES = ("async", "bounded", "sync")
+_STEP_WEIGHTS = 256
+
+
+class AbstractServerStrategy(AbstractReplicaStrategy):
+    """A strategy whose parameters are kept and updated by servers.
+
+    Args:
+      group, seed, timeout: see `RingAllReduceStrategy`.
+      num_servers: int or None, see `tfdist.strategies.servers.connect`.
+      prefetch: None, 0 or 1; None decides by the mode.
+      not_finite: "raise" or "skip".
+      sparse_updates: "keras" or "lazy".
+      mode, staleness_bound, backup_workers, staleness_weighting, compensation: see `ParameterServerStrategy`.
+    """
+
+    uses_servers = True
+
+    def __init__(self, mode, *, group, seed, timeout, num_servers, prefetch, not_finite, sparse_updates,
+                 staleness_bound=0, backup_workers=0, staleness_weighting="none", compensation=None):  # fmt: skip
+        from tfdist.strategies import servers, setup
+
+        setup.check_keras()
+        _check("mode", mode, MODES)
+        _check("prefetch", prefetch, (None, 0, 1))
+        _check("not_finite", not_finite, ("raise", "skip"))
+        _check("sparse_updates", sparse_updates, ("keras", "lazy"))
+        weights = weighting.table(staleness_weighting, _STEP_WEIGHTS)
+        group = setup.form_group(group, timeout)
+        super().__init__(group, seed=seed)
+        self.mode = mode
+        self.is_in_step = mode == "sync" and backup_workers == 0
+        if mode == "sync" and backup_workers >= self.world_size and backup_workers > 0:
+            raise ConfigurationError(
+                "backup_workers is expected to be less than the number of workers. "
+                f"Received: backup_workers={backup_workers}, {self.world_size} workers. Lower it, or start more workers."
+            )
+        self.prefetch = self._prefetch(prefetch, staleness_bound)
+        self.not_finite = NOT_FINITE[not_finite]
+        self._options = Options(
+            mode=mode,
+            # A push whose answer is still under way makes a worker one step faster than the server knows.
+            staleness_bound=max(0, staleness_bound - self.prefetch),
+            backup_workers=backup_workers,
+            step_weights=tuple(map(float, weights)),
+            compensation=compensation.lambda0 if compensation else 0.0,
+            compensation_decay=compensation.m if compensation and compensation.kind == "adaptive" else -1.0,
+            is_lazy=sparse_updates == "lazy",
+        )
+        self._optimizers = weakref.WeakKeyDictionary()
+        self.client, self._stop_servers = servers.connect(group, num_servers)
+        atexit.register(self.close)
+        setup.prepare(self)
+
+    def _prefetch(self, prefetch, staleness_bound):
+        may = self.mode != "sync" and not (self.mode == "bounded" and staleness_bound == 0)
+        if prefetch and not may:
+            raise ConfigurationError(
+                "prefetch is expected to be 0 where a worker must have the newest parameters. Received: prefetch=1, "
+                f"mode={self.mode!r}. Leave it out."
+            )
+        return int(may and self.world_size > 1) if prefetch is None else prefetch
+
+    @property
+    def options(self):
+        """How servers update what this strategy declares, an `Options`."""
+        return self._options
+
+    def all_reduce(self, tensors, op="sum", **options):
+        from tfdist.strategies import graph_bridge
+
+        return graph_bridge.all_reduce(list(tensors), op, group=self.worker_group, **options)
+
+    def broadcast(self, tensor, root=0, name=""):
+        return initial_value.broadcast(self, tensor, root, name)
+
+    def all_gather(self, tensor, name=""):
+        from tfdist.strategies import graph_bridge
+
+        return graph_bridge.all_gather(tensor, group=self.worker_group, name=name)
+
+    def optimizer_of(self, optimizer, statistics=()):
+        """Returns the `ServerOptimizer` of a built Keras optimizer; all workers declare it at the same place.
+
+        Args:
+          optimizer: a `keras.optimizers.Optimizer`.
+          statistics: list of `tf.Variable`s, moving statistics that are kept with it.
+        """
+        from tfdist.strategies.server_optimizer import ServerOptimizer
+
+        found = self._optimizers.get(optimizer)
+        if found is None:
+            with tf.init_scope():
+                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {len(self._optimizers)}")
+                self._optimizers[optimizer] = found
+                found.begin()
+        return found
+
+    def known_optimizer(self, optimizer):
+        """Returns the `ServerOptimizer`, or None if the servers have not heard of it yet."""
+        return self._optimizers.get(optimizer)
+
+    def optimizers(self):
+        """Returns all `ServerOptimizer`s."""
+        return list(self._optimizers.values())
+
+    def synchronize(self):
+        """Waits for all workers, until every update is applied; then the variables of all hold the global parameters.
+
+        `fit` does it at the end of every epoch. Call it in a training loop of your own before you evaluate or save, on every
+        worker, and when the loop is over.
+        """
+        for optimizer in self.optimizers():
+            optimizer.pause()
+        self.barrier("synchronize")
+        for optimizer in self.optimizers():
+            optimizer.fetch_parameters()
+        self.barrier("synchronized")
+        for optimizer in self.optimizers():
+            optimizer.resume()
+        self.barrier("go on")
+
+    def barrier(self, name):
+        """Waits for all workers."""
+        self.agree(name, {})
+
+    def total(self, values):
+        """Returns the sum of a float64 array over all workers."""
+        return values if self.world_size == 1 else np.asarray(self.worker_group.all_reduce(values))
+
+    def close(self):
+        """Leaves the servers, and ends those that this worker has started."""
+        atexit.unregister(self.close)
+        with contextlib.suppress(AttributeError):
+            self.client.close()
+            self._stop_servers()
+
+
+def _check(name, value, known):
+    if value not in known:
+        raise ConfigurationError(
+            f"{name} is expected to be one of {', '.join(map(repr, known))}. Received: {name}={value!r}. Correct it."
+        )
