@@ -259,10 +259,16 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         from tfdist.data import one_shot, sharding, uneven
         from tfdist.strategies import keras_trainer
 
-        distributed = sharding.distribute(self._container_strategy(), dataset)
+        strategy, call = self._container_strategy(), keras_trainer.current_call()
+        deals = not strategy.is_in_step and (call is None or call.deals_next())
+        trains = call is None or call.take_training_data()
+        if trains and not strategy.is_in_step:
+            distributed = sharding.deal(strategy, dataset, deals=deals, look_first=call is not None)
+        else:
+            distributed = sharding.distribute(strategy, dataset)
         if keras_trainer.take_one_shot():
             return one_shot.OneShot(distributed)
-        if keras_trainer.current_call() is None:
+        if call is None:
             return distributed
         if isinstance(distributed, uneven.InStep):
             return distributed.as_trainer_wants()
@@ -273,7 +279,9 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         from tfdist.data import sharding
 
         context = tf.distribute.InputContext(self._world_size, self._rank, self._world_size)
-        return sharding.keep_in_step(self._container_strategy(), dataset_fn(context))
+        dataset = dataset_fn(context)
+        strategy = self._container_strategy()
+        return sharding.keep_in_step(strategy, dataset) if strategy.is_in_step else dataset
 
     def _make_dataset_iterator(self, dataset):
         return reusable.ReusableIterator(self._experimental_distribute_dataset(dataset, None))

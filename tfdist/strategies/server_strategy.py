@@ -2,11 +2,14 @@
 
 import atexit
 import contextlib
+import itertools
 import weakref
 
 import numpy as np
 import tensorflow as tf
 
+from tfdist import cluster
+from tfdist.data import dealer, uneven
 from tfdist.errors import ConfigurationError
 from tfdist.parameter_server.client import NOT_FINITE, Options
 from tfdist.staleness import weighting
@@ -15,6 +18,7 @@ from tfdist.strategies.replica import AbstractReplicaStrategy
 
 MODES = ("async", "bounded", "sync")
 _STEP_WEIGHTS = 256
+_numbers = itertools.count()  # strategies are made in the same order on all workers
 
 
 class AbstractServerStrategy(AbstractReplicaStrategy):
@@ -63,6 +67,8 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
             is_lazy=sparse_updates == "lazy",
         )
         self._optimizers = weakref.WeakKeyDictionary()
+        self._number = next(_numbers)
+        self._dealer = None
         self.client, self._stop_servers = servers.connect(group, num_servers)
         atexit.register(self.close)
         setup.prepare(self)
@@ -134,6 +140,21 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         for optimizer in self.optimizers():
             optimizer.resume()
         self.barrier("go on")
+
+    def dealer(self):
+        """Returns the `tfdist.data.dealer.Dealer` that hands out the pieces of an epoch, the same one at each call."""
+        if self._dealer is None:
+            take = dealer.StoreCounter(cluster.current()) if self.world_size > 1 else None
+            self._dealer = dealer.Dealer(self.world_size, take, f"strategy {self._number}")
+        return self._dealer
+
+    def batch_of_step(self, batch_size):
+        """Returns the rows of one worker's step for `fit(batch_size=)`: all of it, unless workers are in step or nearly so."""
+        return -(-batch_size // self.world_size) if self.mode == "sync" else batch_size
+
+    def in_batches_of_step(self, dataset):
+        """Returns a dataset of batches in batches of one worker's step."""
+        return uneven.rebatch(dataset, self) if self.mode == "sync" else dataset
 
     def barrier(self, name):
         """Waits for all workers."""
