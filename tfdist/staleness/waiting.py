@@ -92,14 +92,15 @@ class Bounded(AbstractWaiting):
     def __init__(self, staleness_bound):
         self.staleness_bound = expect_count("staleness_bound", staleness_bound)
         self._clocks = {}  # worker -> gradients pushed
+        self._slowest = 0  # the least of them
 
     def begin(self, num_workers):
         """See `AbstractWaiting`."""
-        self._clocks = dict.fromkeys(range(num_workers), 0)
+        self._clocks, self._slowest = dict.fromkeys(range(num_workers), 0), 0
 
     def may_start(self, worker):
         """Whether the worker is at most s steps ahead of the slowest."""
-        return self._clocks[worker] - min(self._clocks.values()) <= self.staleness_bound
+        return self._clocks[worker] - self._slowest <= self.staleness_bound
 
     def start(self, worker):
         """See `AbstractWaiting`."""
@@ -107,11 +108,13 @@ class Bounded(AbstractWaiting):
     def push(self, worker):
         """Always APPLY."""
         self._clocks[worker] += 1
+        self._slowest = min(self._clocks.values())
         return Verdict.APPLY
 
     def leave(self, worker):
         """See `AbstractWaiting`."""
         self._clocks.pop(worker, None)
+        self._slowest = min(self._clocks.values(), default=0)
         return False
 
 
