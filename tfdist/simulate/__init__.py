@@ -1,4 +1,4 @@
-"""Distributed training in virtual time: who waits for whom, what staleness does. NumPy only; README.md says how it works."""
+"""Distributed training in virtual time: who waits for whom, what staleness does. NumPy only; see README.md."""
 
 from tfdist.simulate.network import Network
 from tfdist.simulate.server import Rule, Server

@@ -16,7 +16,7 @@ from tfdist.simulate.workers import constant, slowed, stumbling, varied
 from tfdist.staleness import WAITING, WEIGHTINGS, DelayCompensation
 
 _HEADER = ("mode", "gradients/s", "x first", "updates", "staleness", "dropped", "waiting", "seconds", "error")
-_EPILOG = """All times are virtual. error: the fraction of test examples that the model gets wrong after --gradients gradients.
+_EPILOG = """All times are virtual. error: the fraction of test examples that the model gets wrong in the end.
 Modes: async, bounded:S (S steps ahead of the slowest at most), sync, sync:B (B backup workers).
 
 example: tfdist simulate --workers 8 --mode async,bounded:4,sync,sync:2 --stragglers 0.05x5"""

@@ -1,4 +1,4 @@
-"""What the simulated workers learn: small enough for thousands of steps a second, not so easy that every rule learns it."""
+"""What the simulated workers learn: thousands of steps a second, but not so easy that every rule learns it."""
 
 import abc
 
@@ -62,7 +62,8 @@ class TeacherTask(AbstractTask):
     """A classifier of normal random vectors learns the labels that another, fixed network gives them.
 
     Both are perceptrons with one hidden layer; the student, 32-64-10, has 2,762 parameters and learns by softmax
-    cross-entropy. With "relu" late gradients do more harm than with "tanh", which is bounded. The error is the fraction of test examples classified otherwise than by the teacher.
+    cross-entropy. With "relu" late gradients do more harm than with "tanh", which is bounded. The error is the
+    fraction of test examples classified otherwise than by the teacher.
 
     Args:
       seed: int, of everything.

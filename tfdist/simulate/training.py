@@ -49,8 +49,8 @@ class Result:
 def train(task, rule, workers, *, num_gradients, network=None, seed=0, break_off=False):
     """Trains until `num_gradients` gradients have counted.
 
-    A step of a worker: its pull is granted (parameters of that moment), they travel, it computes, the gradient travels, is
-    pushed, and asks for the next pull. Without waiting it takes compute + 2 (latency + bytes / bandwidth) seconds.
+    A step of a worker: its pull is granted (parameters of that moment), they travel, it computes, the gradient travels,
+    is pushed, and asks for the next pull. Without waiting it takes compute + 2 (latency + bytes / bandwidth) seconds.
 
     Args:
       task: an `AbstractTask`.
@@ -59,9 +59,9 @@ def train(task, rule, workers, *, num_gradients, network=None, seed=0, break_off
       num_gradients: int > 0; a synchronous step is finished even where it makes a few more.
       network: a `Network`; by default one that takes no time.
       seed: int, of the compute times.
-      break_off: bool; whether a worker stops computing what would come too late, as soon as its step is over, instead of
-        finishing it. Chen et al. reckon so (a step takes the time of the (m - b)-th fastest of m); it is the upper limit of
-        what backup workers gain.
+      break_off: bool; whether a worker stops computing what would come too late, as soon as its step is over, instead
+        of finishing it. Chen et al. reckon so (a step takes the time of the (m - b)-th fastest of m); it is the upper
+        limit of what backup workers gain.
 
     Returns:
       A `Result`; the same for the same arguments.

@@ -1,7 +1,7 @@
 """How long a worker computes: functions of a `numpy.random.Generator` that return the seconds of its next step.
 
-They nest: `stumbling(slowed(constant(0.1), 5), 0.05, 5)` is a worker that needs half a second, and 2.5 in a twentieth of
-its steps.
+They nest: `stumbling(slowed(constant(0.1), 5), 0.05, 5)` is a worker that needs half a second, and 2.5 in a twentieth
+of its steps.
 """
 
 from tfdist.staleness.checks import expect_number
@@ -20,7 +20,7 @@ def slowed(compute_seconds, factor):
 
 
 def stumbling(compute_seconds, fraction, factor):
-    """A worker that is slow now and then: a `fraction` in [0, 1) of its steps, at random, takes `factor` > 0 times as long."""
+    """A worker that is slow now and then: a random `fraction` in [0, 1) of its steps takes `factor` > 0 times as long."""
     fraction = expect_number("fraction", fraction, below=1)
     factor = expect_number("factor", factor, exclusive=True)
     return lambda random: (factor if random.random() < fraction else 1.0) * compute_seconds(random)

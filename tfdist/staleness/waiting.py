@@ -121,9 +121,9 @@ class Bounded(AbstractWaiting):
 class Synchronous(AbstractWaiting):
     """All workers' gradients of a step make one update, or all but those of the b slowest, which are dropped.
 
-    A worker whose gradient came too late goes on with the current step at once. b = 0 is exact: num_workers gradients of
-    batch B are one gradient of batch num_workers B. With b > 0 a step waits for the (num_workers - b)-th worker only, at
-    the price of b workers' gradients.
+    A worker whose gradient came too late goes on with the current step at once. b = 0 is exact: num_workers gradients
+    of batch B are one gradient of batch num_workers B. With b > 0 a step waits for the (num_workers - b)-th worker only,
+    at the price of b workers' gradients.
 
     Args:
       backup_workers: int >= 0, less than the number of workers; the b of the paper.
