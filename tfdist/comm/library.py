@@ -103,11 +103,25 @@ def core():
         library = ctypes.CDLL(str(library_path))
     except OSError as error:
         raise ConfigurationError(_advice(library_path, error)) from error
-    for name, (result, arguments) in _SIGNATURES.items():
+    return declare(library, _SIGNATURES)
+
+
+def declare(library, signatures):
+    """Describes functions of the core to ctypes and returns the library.
+
+    Args:
+      library: from `core()`.
+      signatures: name -> (type of the result, types of the arguments).
+
+    Raises:
+      ConfigurationError: it lacks one of them.
+    """
+    for name, (result, arguments) in signatures.items():
         try:
             function = getattr(library, name)
         except AttributeError as error:
-            raise ConfigurationError(_advice(library_path, f"it lacks {name}, so it is of another version")) from error
+            why = f"it lacks {name}, so it is of another version"
+            raise ConfigurationError(_advice(path("core"), why)) from error
         function.restype, function.argtypes = result, arguments
     return library
 
