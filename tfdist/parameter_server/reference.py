@@ -1,11 +1,12 @@
 """The update rules in NumPy, one short function each: what the native ones are tested with and what simulations run on.
 
 Symbols: x parameters, g gradient, lr learning rate, t = 1, 2, ... the number of this update, s the slots (in Keras's
-order), h the hyperparameters. All is done in place. The order of operations is Keras's; constants are Python floats, so
-that float64 agrees to rounding and float32 only to some ulp of 1 - beta**t.
+order), h the hyperparameters. All is done in place. The order of operations is Keras's; constants are computed in float64,
+so that float32 agrees only to some ulp of 1 - beta**t.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -40,6 +41,11 @@ def of_rows(rows, values, shape):
     return Gradient(scatter(values), scatter(np.square(values)), scatter(np.abs(values)))
 
 
+def cast(value):
+    """Returns a hyperparameter as Keras's `ops.cast` hands it on: rounded to float32, whatever the variable's dtype."""
+    return float(np.float32(value))
+
+
 def add(x, s, g, lr, t, h):
     """x += g: for sums, and for updates that were computed elsewhere."""
     x += g.total
@@ -50,9 +56,9 @@ def sgd(x, s, g, lr, t, h, nesterov=False):
     if not h["momentum"]:
         x -= g.total * lr
         return
-    (m,) = s
-    m[...] = m * h["momentum"] - g.total * lr
-    x += m * h["momentum"] - g.total * lr if nesterov else m
+    (m,), momentum = s, cast(h["momentum"])
+    m[...] = m * momentum - g.total * lr
+    x += m * momentum - g.total * lr if nesterov else m
 
 
 def adam(x, s, g, lr, t, h, amsgrad=False):
@@ -65,7 +71,7 @@ def adam(x, s, g, lr, t, h, amsgrad=False):
     v += (g.squares - v) * (1 - h["beta_2"])
     if amsgrad:
         v = np.maximum(s[2], v, out=s[2])
-    step_size = lr * np.sqrt(1 - h["beta_2"] ** t) / (1 - h["beta_1"] ** t)
+    step_size = lr * math.sqrt(1 - cast(h["beta_2"]) ** t) / (1 - cast(h["beta_1"]) ** t)
     x -= m * step_size / (np.sqrt(v) + h["epsilon"])
 
 
@@ -107,18 +113,19 @@ def adamax(x, s, g, lr, t, h):
     m, u = s
     m += (g.total - m) * (1 - h["beta_1"])
     u[...] = np.maximum(h["beta_2"] * u, g.magnitudes)
-    x -= lr * m / ((1 - h["beta_1"] ** t) * (u + h["epsilon"]))
+    x -= lr * m / ((1 - cast(h["beta_1"]) ** t) * (u + h["epsilon"]))
 
 
 def nadam(x, s, g, lr, t, h):
     """Nadam (Dozat 2016, algorithm 2): u(t) is his mu_t, and the product over all steps follows from t."""
     m, v = s
-    u = h["beta_1"] * (1 - 0.5 * 0.96 ** np.arange(1.0, t + 2))
-    product, next_product = np.prod(u[:t]), np.prod(u)
-    m += (g.total - m) * (1 - h["beta_1"])
-    v += (g.squares - v) * (1 - h["beta_2"])
-    m_hat = float(u[t] / (1 - next_product)) * m + float((1 - u[t - 1]) / (1 - product)) * g.total
-    v_hat = v / (1 - h["beta_2"] ** t)
+    beta_1, beta_2, steps = cast(h["beta_1"]), cast(h["beta_2"]), np.arange(1.0, t + 1)
+    product = float(np.prod(h["beta_1"] * (1 - 0.5 * 0.96**steps)))
+    u, next_u = (beta_1 * (1 - 0.5 * cast(0.96) ** step) for step in (t, t + 1))
+    m += (g.total - m) * (1 - beta_1)
+    v += (g.squares - v) * (1 - beta_2)
+    m_hat = next_u * m / (1 - product * next_u) + (1 - u) * g.total / (1 - product)
+    v_hat = v / (1 - beta_2**t)
     x -= m_hat * lr / (np.sqrt(v_hat) + h["epsilon"])
 
 
@@ -139,9 +146,9 @@ def ftrl(x, s, g, lr, t, h):
 
 def lion(x, s, g, lr, t, h):
     """Lion (Chen et al. 2023, algorithm 2)."""
-    (m,) = s
-    x -= lr * np.sign(m * h["beta_1"] + g.total * (1 - h["beta_1"]))
-    m[...] = m * h["beta_2"] + g.total * (1 - h["beta_2"])
+    (m,), beta_1, beta_2 = s, cast(h["beta_1"]), cast(h["beta_2"])
+    x -= lr * np.sign(m * beta_1 + g.total * (1 - beta_1))
+    m[...] = m * beta_2 + g.total * (1 - beta_2)
 
 
 RULES = {
@@ -160,7 +167,7 @@ RULES = {
 
 def make_slots(rule, like):
     """Returns new slots for parameters `like` these, at Keras's initial values."""
-    initial = rule.hyperparameters.get("initial_accumulator_value", 0.0)
+    initial = cast(rule.hyperparameters.get("initial_accumulator_value", 0.0))
     return [np.full_like(like, 0.0 if slot else initial) for slot in range(len(rule.slot_names))]
 
 
@@ -184,7 +191,7 @@ def apply(rule, theta, slots, gradient, *, learning_rate, t, weight_decay=0.0):
     if not isinstance(gradient, Gradient):
         gradient = dense(gradient)
     if weight_decay:
-        theta -= theta * weight_decay * learning_rate
+        theta -= theta * cast(weight_decay) * learning_rate
     flags = dict.fromkeys(rule.flags, True)
     RULES[rule.kind](theta, slots, gradient, learning_rate, t, rule.hyperparameters, **flags)
 
