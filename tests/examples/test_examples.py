@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfdist.data import images
+from tfdist.data import downloads, images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVE = """
@@ -39,7 +39,7 @@ def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     (cache / "tfdist").mkdir()
     arrays = images._checked(*squares(1500, seed=1), *squares(500, seed=2))
-    images._write_cache(cache / "tfdist" / "images.npz", {**arrays, "name": np.array("squares")})
+    downloads.write_cache(cache / "tfdist" / "images.npz", {**arrays, "name": np.array("squares")})
     return {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
