@@ -154,7 +154,7 @@ typedef struct {
   double parameters[6];
 } tfdist_rule;
 
-/* Arrays, as large as the parameter that the rule keeps, in the order of Keras's optimizer.variables (see rule.h);
+/* How many arrays as large as the parameter the rule keeps, in the order of optimizer.variables (rule.h lists them);
  * minus a tfdist_code for no rule. */
 TFDIST_EXPORT int32_t tfdist_rule_num_slots(const tfdist_rule* rule);
 TFDIST_EXPORT double tfdist_rule_initial_slot_value(const tfdist_rule* rule, int32_t slot);
