@@ -274,7 +274,7 @@ class ClientStore:
 
     def write(self, slot, arrays):
         """Sets array `slot` (0: parameters, then the optimizer's) of the tensors; None leaves one as it is."""
-        arrays = [None if a is None else np.ascontiguousarray(a) for a in arrays]
+        arrays = [None if a is None else np.asarray(a, order="C") for a in arrays]
         self._transfer(True, slot, arrays)
 
     def read(self, slot, arrays):
@@ -291,15 +291,16 @@ class ClientStore:
         arguments = (self._client.native, self.id, writes, slot, spans, len(spans), result)
         return self._checked(library.core().tfdist_client_transfer(*arguments), result)
 
-    def _check(self, array, tensor):
-        if tuple(array.shape) != tuple(tensor.shape) or array.dtype.itemsize != tensor.item_bytes:
+    def _check(self, array, tensor, shape=None):
+        shape = tuple(tensor.shape) if shape is None else shape
+        if array.shape != shape or array.dtype.name != tensor.dtype or not array.flags.c_contiguous:
             raise errors.ConfigurationError(
-                f"An array of shape {tensor.shape} and type {tensor.dtype} was expected for {tensor.name}. Received: "
-                f"shape {array.shape} and type {array.dtype}. Convert it."
+                f"A contiguous array of shape {shape} and type {tensor.dtype} was expected for {tensor.name}. Received: "
+                f"shape={array.shape}, type={array.dtype.name}, contiguous={array.flags.c_contiguous}. Convert it."
             )
 
-    def exchange(self, gradients, fresh, *, learning_rate, weight=1.0, prefetch=False, is_pushed=True, not_finite="raise",
-                 is_synchronous=False):  # fmt: skip
+    def exchange(self, gradients, fresh, *, learning_rate, weight=1.0, is_sum=False, prefetch=False, is_pushed=True,
+                 not_finite="raise", is_synchronous=False):  # fmt: skip
         """Pushes gradients and pulls parameters, as the strategies do inside of TensorFlow's graphs.
 
         Args:
@@ -307,6 +308,7 @@ class ClientStore:
           fresh: list of contiguous arrays that receive the parameters; may be the gradients' own.
           learning_rate: float.
           weight: float, of this worker in the mean; mode "sync".
+          is_sum: bool; gradients of several workers are added, not averaged; mode "sync".
           prefetch: bool; take the answer to the push before, this one's with the next call.
           is_pushed: bool; False only pulls.
           not_finite: "raise", "skip" or "pass".
@@ -319,9 +321,14 @@ class ClientStore:
         for i, (gradient, target) in enumerate(zip(gradients, fresh)):
             if gradient is None and target is None:
                 continue
+            tensor = self.tensors[i]
+            for array in (target, None if isinstance(gradient, tuple) else gradient):
+                if array is not None:
+                    self._check(array, tensor)
             data = None if target is None else target.ctypes.data
             if isinstance(gradient, tuple):
-                indices, values = np.ascontiguousarray(gradient[0], np.int64), np.ascontiguousarray(gradient[1])
+                indices, values = np.ascontiguousarray(gradient[0], np.int64), np.asarray(gradient[1], order="C")
+                self._check(values, tensor, (len(indices), *tensor.shape[1:]))
                 rows.append((indices, values, library.ExchangeRows(
                     i, 0, indices.ctypes.data, values.ctypes.data, len(indices), data, data)))  # fmt: skip
             else:
@@ -329,7 +336,7 @@ class ClientStore:
                 dense.append(library.ExchangeDense(i, 0, source, data, data))
         call = library.Exchange(
             (library.ExchangeDense * len(dense))(*dense), (library.ExchangeRows * len(rows))(*(r[2] for r in rows)),
-            len(dense), len(rows), learning_rate, weight, 0, is_pushed, prefetch, is_synchronous, NOT_FINITE[not_finite],
+            len(dense), len(rows), learning_rate, weight, is_sum, is_pushed, prefetch, is_synchronous, NOT_FINITE[not_finite],
         )  # fmt: skip
         result = library.Result()
         code = library.core().tfdist_client_exchange(self._client.native, self.id, ctypes.byref(call), result)

@@ -65,6 +65,8 @@ Channel::Result Channel::send(const void* data, size_t bytes) {
 
 Channel::Result Channel::send(iovec* parts, int count) {
   const int64_t deadline = now_ns() + static_cast<int64_t>(timeout_seconds_ * 1e9);
+  // Counted before they leave: whoever has them finds them counted.
+  for (int i = 0; i < count; ++i) sent_bytes_ += static_cast<int64_t>(parts[i].iov_len);
   while (count > 0) {
     if (parts->iov_len == 0) {
       ++parts, --count;
@@ -84,7 +86,6 @@ Channel::Result Channel::send(iovec* parts, int count) {
       if (result != Result::kDone) return result;
       continue;
     }
-    sent_bytes_ += n;
     while (n > 0) {
       const auto step = std::min(static_cast<size_t>(n), parts->iov_len);
       parts->iov_base = static_cast<char*>(parts->iov_base) + step;

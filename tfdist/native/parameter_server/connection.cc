@@ -176,6 +176,7 @@ bool Connection::exchange() {
   } else {
     for (size_t i = 0; i < push_.entries.size(); ++i) apply(outcome, i, nullptr);
   }
+  store_->finish(worker_);
   if (outcome.code == TFDIST_OK) store_->wait_for_slower(worker_, server_->timeout_seconds(), &outcome);
   return answer(outcome);
 }
@@ -190,8 +191,10 @@ void Connection::apply(const Outcome& begun, size_t entry, char* fresh) {
 
 // An update that has begun is applied to its end, whether or not the worker still listens.
 bool Connection::apply_and_send(const Outcome& begun) {
-  const bool listens = reply(begun, 0, push_.header.dense_bytes);
-  return send_in_parts(listens, [&](size_t i) { apply(begun, i, pulls(i) ? push_.window + offsets_[i] : nullptr); });
+  bool listens = reply(begun, 0, push_.header.dense_bytes);
+  listens = send_in_parts(listens, [&](size_t i) { apply(begun, i, pulls(i) ? push_.window + offsets_[i] : nullptr); });
+  store_->finish(worker_);
+  return listens;
 }
 
 // The parameters as they are now.
@@ -223,13 +226,14 @@ bool Connection::send_in_parts(bool listens, Make make) {
 bool Connection::send_dense(size_t begin, size_t end) {
   uint64_t reach = end;
   size_t shared_bytes = 0;
+  if (is_shared() && push_.header.dense_bytes == 0) return true;
   for (size_t i = 0; i < push_.entries.size(); ++i) {
     if (offsets_[i] < begin || offsets_[i] >= end || !pulls(i)) continue;
     const size_t bytes = store_->shard(push_.entries[i].shard).bytes();
     shared_bytes += bytes;
     if (!is_shared() && !done(channel_->send(push_.window + offsets_[i], bytes))) return false;
   }
-  if (!is_shared() || push_.header.dense_bytes == 0) return true;
+  if (!is_shared()) return true;
   channel_->count_shared(0, shared_bytes);
   return done(channel_->send(&reach, sizeof(reach)));
 }

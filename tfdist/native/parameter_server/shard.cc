@@ -134,7 +134,7 @@ void Shard::read(int worker, char* target, int array) {
   if (array == 0 && is_compensated_) copy_bytes(seen_by(worker).data(), theta_.data(), bytes_);
 }
 
-// Whoever was never sent any has those that all began with, or else what there is now.
+// Whoever was never sent any is taken to have what there is now.
 Memory& Shard::seen_by(int worker) {
   auto found = seen_.find(worker);
   if (found == seen_.end()) {

@@ -79,9 +79,8 @@ Outcome Store::begin(const Push& push) {
   if (outcome.is_repeated) return outcome;
   outcome.staleness = std::max<int64_t>(0, updates_ - push.header.base);
   outcome.updates = ++updates_;
-  ++record.clock;
+  ++record.begun;
   count(&record, push, outcome.staleness);
-  changed_.notify_all();
   return outcome;
 }
 
@@ -91,12 +90,18 @@ void Store::apply(const Push& push, const Outcome& begun, size_t entry, char* fr
   shards_[push.entries[entry].shard]->update(update, push.gradients[entry], fresh);
 }
 
+void Store::finish(int worker) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  ++workers_[static_cast<size_t>(worker)].clock;
+  changed_.notify_all();
+}
+
 // A worker that is more steps behind than the bound allows, or -1.
 int Store::too_slow_for(int worker) const {
-  const int64_t least = workers_[static_cast<size_t>(worker)].clock - staleness_bound_;
+  const int64_t least = workers_[static_cast<size_t>(worker)].begun - staleness_bound_;
   for (int other = 0; other < num_workers() && mode == TFDIST_BOUNDED; ++other) {
     const WorkerRecord& record = workers_[static_cast<size_t>(other)];
-    if (record.is_active && record.clock < least) return other;
+    if (other != worker && record.is_active && record.clock < least) return other;
   }
   return -1;
 }
@@ -244,7 +249,7 @@ void Store::set_active(int worker, uint64_t client, bool is_active) {
     for (const WorkerRecord& other : workers_) {
       if (other.is_active) furthest = std::max(furthest, other.clock);
     }
-    record.clock = furthest;
+    record.begun = record.clock = furthest;
   }
   if (is_active && lost_ == worker) lost_ = -1;  // it has come back
   record.is_active = is_active;

@@ -42,7 +42,7 @@ struct WorkerRecord {
   bool is_active = false;
   uint64_t client = 0;    // which of the worker's, one after the other, was active last
   uint64_t sequence = 0;  // of the last push that was decided
-  int64_t clock = 0;      // pushes since all began together
+  int64_t begun = 0, clock = 0;  // pushes since all began together: numbered, and applied
   int64_t pushes = 0, dropped = 0;
   double waited_seconds = 0;
   double first_seconds = 0, last_seconds = 0;  // when it pushed
@@ -63,9 +63,11 @@ class Store {
   int64_t updates() const { return updates_; }
 
   // Asynchronous modes: `begin` numbers the update (not that of a push that has been counted), `apply` applies it to one
-  // entry. Bounded: `wait_for_slower` blocks while this worker is too far ahead.
+  // entry, `finish` says that all are. Bounded: `wait_for_slower` blocks while this worker is too far ahead of what others
+  // have finished (Ho et al. 2013: it then sees all of their updates but for the last so many).
   Outcome begin(const Push& push);
   void apply(const Push& push, const Outcome& begun, size_t entry, char* fresh);
+  void finish(int worker);
   bool must_wait(int worker);
   void wait_for_slower(int worker, double timeout_seconds, Outcome* outcome);
   // All entries by the one who hosts the optimizer.
