@@ -174,6 +174,7 @@ void Client::receive_all(Store* store, bool is_of_parameters, Failure* failure) 
     int code = receive_header(&side, channels_[server].get());
     if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), false);
     failure->add(code, server, side);
+    if (code == TFDIST_OK) side.last = side.reply;
     if (code == TFDIST_OK && is_of_parameters) side.updates = side.reply.updates;
   }
 }
@@ -184,9 +185,9 @@ int Client::conclude(const Store& store, const Failure& failure, tfdist_exchange
   for (const Side& side : store.sides) {
     if (side.entries.empty()) continue;
     result->updates = std::max(result->updates, side.updates);
-    result->staleness = std::max(result->staleness, side.reply.staleness);
-    result->waited_seconds = std::max(result->waited_seconds, side.reply.waited_seconds);
-    result->is_dropped |= side.reply.is_dropped != 0;
+    result->staleness = std::max(result->staleness, side.last.staleness);
+    result->waited_seconds = std::max(result->waited_seconds, side.last.waited_seconds);
+    result->is_dropped |= side.last.is_dropped != 0;
   }
   return failure.is_none() ? TFDIST_OK : fail(failure, result);
 }
@@ -235,6 +236,7 @@ Client::Failure Client::settle(Store* store) {
       code = receive_header(&side, channels_[server].get());
       if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), true);
     }
+    if (code == TFDIST_OK) side.last = side.reply;
     failure.add(code, server, side);
   }
   if (!failure.is_none()) store->is_in_flight = false;
@@ -268,7 +270,7 @@ void Client::leave_in_flight(Store* store, std::vector<int32_t> chosen, bool swa
   store->is_in_flight = true;
   store->in_flight = std::move(chosen);
   for (Side& side : store->sides) {
-    if (swaps) side.updates = side.answered;
+    if (swaps) side.updates = side.last.updates;
     for (const Piece& piece : side.pieces) {
       if (!swaps && piece.fresh != nullptr && piece.fresh != piece.current) {
         copy_bytes(piece.fresh, piece.current, piece.bytes);
@@ -282,9 +284,12 @@ int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_res
   Store* store = find(index);
   Failure failure = settle_all(store);
   if (!failure.is_none()) return conclude(*store, failure, result);
+  for (int32_t i = 0; i < call.num_rows; ++i) {
+    const ClientTensor& tensor = store->tensors[static_cast<size_t>(call.rows[i].tensor)];
+    if (!check_rows(tensor, call.rows[i].indices, call.rows[i].num_rows, result)) return TFDIST_INVALID;
+  }
   std::vector<int32_t> chosen = selection(call);
   const bool swaps = store->is_in_flight && call.prefetch && chosen == store->in_flight;
-  for (Side& side : store->sides) side.answered = side.reply.updates;
   store->is_in_flight = false;
   lay_out(store, call, call.is_pushed ? kPush | kPull : kPull);
   const int32_t culprit = fill_all(*store, call, swaps);

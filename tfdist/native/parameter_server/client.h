@@ -71,9 +71,9 @@ class Client {
     size_t dense_bytes = 0;
     Memory window;
     bool is_shared = false;
-    int64_t updates = 0;   // that the parameters which this worker uses have seen
-    int64_t answered = 0;  // that those in the window have seen
-    ReplyHeader reply;
+    int64_t updates = 0;  // that the parameters which this worker uses have seen
+    ReplyHeader reply;    // that is being received
+    ReplyHeader last;     // that came last, whole: while a push is under way, that of the one before
     std::string text;
     std::future<int> pending;  // reads the answer into the window, where memory is not shared
     bool is_asked = false;
@@ -116,6 +116,7 @@ class Client {
   int conclude(const Store& store, const Failure& failure, tfdist_exchange_result* result) const;
   int fail(const Failure& failure, tfdist_exchange_result* result) const;
   int not_finite(const Store& store, int32_t tensor, tfdist_exchange_result* result) const;
+  bool check_rows(const ClientTensor& tensor, const int64_t* rows, int64_t num_rows, tfdist_exchange_result* result) const;
 
   const int rank_;
   const double timeout_seconds_;

@@ -48,11 +48,10 @@ void Client::add_rows(Store* store, const tfdist_exchange_rows& rows, uint16_t f
   for (const Part& part : tensor.parts) {
     Side& side = store->sides[static_cast<size_t>(part.server)];
     const int64_t first = part.begin / tensor.row_elements, last = first + part.elements / tensor.row_elements;
-    const bool is_outermost = &part == &tensor.parts.back();  // an index out of range is the server's to refuse
     std::vector<int64_t> chosen;
     for (int64_t k = 0; k < rows.num_rows; ++k) {
       const int64_t row = rows.indices[k];
-      if ((row >= first && row < last) || (is_outermost && (row >= last || row < 0))) chosen.push_back(k);
+      if (row >= first && row < last) chosen.push_back(k);
     }
     const bool pushes = (flags & kPush) != 0, pulls = rows.fresh != nullptr && (flags & kPull) != 0;
     const size_t begin = side.rows.size(), count = pushes ? chosen.size() : 0;

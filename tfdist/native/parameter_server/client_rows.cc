@@ -1,4 +1,6 @@
 // Rows of a tensor, asked for on connections of their own while a push may be under way on the others.
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "common/reduce.h"
@@ -11,7 +13,7 @@ Wanted choose(const ClientTensor& tensor, const int64_t* rows, int64_t num_rows)
   Wanted wanted;
   wanted.rows.resize(tensor.parts.size());
   wanted.positions.resize(tensor.parts.size());
-  for (int64_t k = 0; k < num_rows; ++k) {  // a row out of range is the last part's server's to refuse
+  for (int64_t k = 0; k < num_rows; ++k) {
     size_t p = 0;
     while (p + 1 < tensor.parts.size() && rows[k] >= tensor.parts[p + 1].begin / tensor.row_elements) ++p;
     wanted.rows[p].push_back(rows[k] - tensor.parts[p].begin / tensor.row_elements);
@@ -22,6 +24,22 @@ Wanted choose(const ClientTensor& tensor, const int64_t* rows, int64_t num_rows)
 
 }  // namespace
 
+// Here, so that of a bad push not even the good rows arrive anywhere; the servers look again at what reaches them.
+bool Client::check_rows(const ClientTensor& tensor, const int64_t* rows, int64_t num_rows,
+                        tfdist_exchange_result* result) const {
+  const Part& end = tensor.parts.back();
+  const int64_t num_rows_of_tensor = (end.begin + end.elements) / tensor.row_elements;
+  const auto* bad = std::find_if(rows, rows + num_rows, [=](int64_t row) { return row < 0 || row >= num_rows_of_tensor; });
+  if (bad == rows + num_rows) return true;
+  std::memset(result, 0, sizeof(*result));
+  result->server = result->culprit = -1;
+  std::snprintf(result->text, sizeof(result->text),
+                "Rows of %s are expected to be >= 0 and < %lld. Received: row=%lld on rank %d; nothing was pushed. See what "
+                "the model looks up.",
+                tensor.name.c_str(), static_cast<long long>(num_rows_of_tensor), static_cast<long long>(*bad), rank_);
+  return false;
+}
+
 int Client::pull_rows(int index, int tensor_index, const int64_t* rows, int64_t num_rows, void* target,
                       tfdist_exchange_result* result) {
   const Store* store = find(index);
@@ -29,6 +47,7 @@ int Client::pull_rows(int index, int tensor_index, const int64_t* rows, int64_t 
   std::memset(result, 0, sizeof(*result));
   result->server = result->culprit = -1;
   const ClientTensor& tensor = store->tensors[static_cast<size_t>(tensor_index)];
+  if (!check_rows(tensor, rows, num_rows, result)) return TFDIST_INVALID;
   const Wanted wanted = choose(tensor, rows, num_rows);
   Failure failure;
   ask_for_rows(*store, tensor, wanted, &failure);
