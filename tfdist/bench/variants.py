@@ -12,8 +12,8 @@ from tfdist.bench.crew import Launch
 from tfdist.launch.resources import available_cores, thread_variables
 
 _OWN_PROGRAM = peers.PROGRAMS / "fit_tfdist.py"
-_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-_KERAS_3 = {"TF_USE_LEGACY_KERAS": "0", "KERAS_BACKEND": "tensorflow"}
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+KERAS_3 = {"TF_USE_LEGACY_KERAS": "0", "KERAS_BACKEND": "tensorflow"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def missing(peer_python, versions):
 
 
 def _distributed(setting, model, strategy, num_servers):
-    variables = {**_QUIET, **_KERAS_3}
+    variables = {**QUIET, **KERAS_3}
     return peers.tfdist_crew(setting, _OWN_PROGRAM, variables, num_servers=num_servers, model=model, strategy=strategy)
 
 
@@ -104,7 +104,7 @@ def _plain(setting, model, num_processes=1, cores=None):
     launches = [
         Launch(
             (sys.executable, str(_OWN_PROGRAM)),
-            setting.environment(rank, PYTHONPATH=peers.own_path(), **_QUIET, **_KERAS_3, **threads),
+            setting.environment(rank, PYTHONPATH=peers.own_path(), **QUIET, **KERAS_3, **threads),
         )
         for rank in range(num_processes)
     ]
@@ -143,7 +143,7 @@ def _parameter_server(setting, model):
 
 def _of_tensorflow(setting, program, cluster, kind, index, is_server=False):
     place = json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
-    environment = setting.environment(index, **_QUIET, TF_USE_LEGACY_KERAS="1", TF_CONFIG=place)
+    environment = setting.environment(index, **QUIET, TF_USE_LEGACY_KERAS="1", TF_CONFIG=place)
     return Launch((setting.peer_python, str(peers.PROGRAMS / program)), environment, is_server)
 
 

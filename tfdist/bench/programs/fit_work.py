@@ -17,10 +17,10 @@ def make_data(rows):
     return generator.random((rows, INPUTS), np.float32), generator.integers(0, CLASSES, rows, np.int32)
 
 
-def make_model(keras, name):
-    """Builds and compiles a multilayer perceptron with plain SGD in either Keras."""
+def make_model(keras, name, *first):
+    """Builds and compiles a multilayer perceptron with plain SGD in either Keras; the layers `first` come before it."""
     layers = [keras.layers.Dense(width, activation="relu") for width in _WIDTHS[name]]
-    model = keras.Sequential([keras.layers.InputLayer((INPUTS,)), *layers, keras.layers.Dense(CLASSES)])
+    model = keras.Sequential([keras.layers.InputLayer((INPUTS,)), *first, *layers, keras.layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.SGD(_LEARNING_RATE), loss=loss)
     return model
