@@ -137,17 +137,17 @@ def test_a_record_is_that_of_the_epoch(monkeypatch):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_two_workers_in_every_variant(monkeypatch, capsys):
+def test_two_workers(monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", ROOT)
     chosen = _chosen("--workers", "2", "--batch", "4", "--step-ms", "2", "--epoch-seconds", "0.1", "--rounds", "1",
-                     "--scenarios", "permanent", "--json")  # fmt: skip
+                     "--scenarios", "permanent", "--variants", "async,backup", "--json")  # fmt: skip
     assert stragglers.run(chosen) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["variant"] for line in lines] == list(stragglers.VARIANTS)
+    assert [line["variant"] for line in lines] == ["own", "async", "backup"]
     for line in lines:
         made, planned = (
             sum(line["batches"]),
             sum(stragglers.plan(stragglers.VARIANTS[line["variant"]], PERMANENT, chosen)),
         )
         assert line["examples_per_second"] > 0 and made >= planned
-    assert all(len(line["staleness"]) == 2 for line in lines[2:])
+    assert all(len(line["staleness"]) == 2 for line in lines[1:])
