@@ -67,6 +67,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
             is_lazy=sparse_updates == "lazy",
         )
         self._optimizers = weakref.WeakKeyDictionary()
+        self._declared = itertools.count()
         self._number = next(_numbers)
         self._dealer = None
         self.client, self._stop_servers = servers.connect(group, num_servers)
@@ -112,7 +113,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         found = self._optimizers.get(optimizer)
         if found is None:
             with tf.init_scope():
-                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {len(self._optimizers)}")
+                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {next(self._declared)}")
                 self._optimizers[optimizer] = found
                 found.begin()
         return found
