@@ -152,7 +152,7 @@ class ServerOptimizer:
         gradients, weight, is_sum = self._prepared(step, gradients)
         message = server_bridge.Message(self._strategy, self.store)
         for gradient, variable in zip(gradients, variables):
-            position = self._positions[id(variable)]
+            gradient, position = _fitting(gradient, variable), self._positions[id(variable)]
             if isinstance(gradient, tf.IndexedSlices):
                 is_read_by_row = step is not None and id(variable) in step.read_by_row
                 message.add_rows(position, self._summed(gradient), variable.value, is_whole=not is_read_by_row)
@@ -215,6 +215,15 @@ class ServerOptimizer:
                 share = 1 if self._strategy.mode == "sync" else self._strategy.world_size
                 delta = (variable.read_value() - old) / tf.cast(share, variable.dtype)
                 message.add_dense(len(self.variables) + i, delta, variable)
+
+
+def _fitting(gradient, variable):
+    """A gradient may be of another type than its variable, and Keras casts it; servers know the variable's only."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values = tf.cast(gradient.values, variable.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    gradient = tf.cast(gradient, variable.dtype)
+    return gradient if gradient.shape == variable.shape else tf.ensure_shape(gradient, variable.shape)
 
 
 def _times(tensor, factor):
