@@ -13,6 +13,7 @@ WITHOUT_TENSORFLOW = [
     "tfdist.errors",
     "tfdist.launch.cli",
     "tfdist.observe.activity",
+    "tfdist.simulate.command",
     "tfdist.staleness",
 ]
 

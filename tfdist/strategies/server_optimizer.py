@@ -30,7 +30,8 @@ class ServerOptimizer:
         self._optimizer = optimizer
         self._core = hosting.core_of(optimizer)
         self.variables = list(optimizer._trainable_variables)
-        self._statistics = [v for v in statistics if state.rule_of(v) == "mean"]
+        # Workers that are in step make theirs equal by themselves, see `state.reconcile`.
+        self._statistics = [v for v in statistics if state.rule_of(v) == "mean" and not strategy.is_in_step]
         self._rule, reason = hosting.rule_or_reason(optimizer, self.variables, strategy.is_in_step)
         if reason and strategy.is_chief:
             logging.warning("%s is hosted as itself by parameter server 0: %s.", type(optimizer).__name__, reason)
@@ -207,7 +208,7 @@ class ServerOptimizer:
 
     def _add_statistics(self, step, message):
         """Moving statistics go along as what this step has added to them, averaged over the workers."""
-        if step is None or self._strategy.is_in_step:
+        if step is None:
             return
         for i, variable in enumerate(self._statistics):
             if id(variable) in step.written:
