@@ -50,7 +50,7 @@ class ServerOptimizer:
 
     def _tensor(self, variable):
         decays = bool(self._core.weight_decay) and self._core._use_weight_decay(variable)
-        return Tensor(variable.path, tuple(variable.shape), variable.dtype, self._rule, decays)
+        return Tensor(hosting.path_of(variable), tuple(variable.shape), hosting.dtype_of(variable), self._rule, decays)
 
     # State
 
@@ -148,17 +148,16 @@ class ServerOptimizer:
           gradients: list of tensors, `tf.IndexedSlices` or None.
           variables: the Keras variables they belong to.
         """
-        present = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        gradients, variables = [gradients[i] for i in present], [variables[i] for i in present]
+        gradients, variables = self._core._filter_empty_gradients(gradients, variables)  # Keras warns of them
         gradients, weight, is_sum = self._prepared(step, gradients)
         message = server_bridge.Message(self._strategy, self.store)
         for gradient, variable in zip(gradients, variables):
             gradient, position = _fitting(gradient, variable), self._positions[id(variable)]
             if isinstance(gradient, tf.IndexedSlices):
                 is_read_by_row = step is not None and id(variable) in step.read_by_row
-                message.add_rows(position, self._summed(gradient), variable.value, is_whole=not is_read_by_row)
+                message.add_rows(position, self._summed(gradient), _value(variable), is_whole=not is_read_by_row)
             else:
-                message.add_dense(position, gradient, variable.value)
+                message.add_dense(position, gradient, _value(variable))
         self._add_statistics(step, message)
         if self._mirrored:
             position = len(self._values)
@@ -233,6 +232,10 @@ def _times(tensor, factor):
     if isinstance(tensor, tf.IndexedSlices):
         return tf.IndexedSlices(_times(tensor.values, factor), tensor.indices, tensor.dense_shape)
     return tensor * tf.cast(factor, tensor.dtype)
+
+
+def _value(variable):
+    return variable if isinstance(variable, tf.Variable) else variable.value
 
 
 def _dtype(variable):
