@@ -38,6 +38,7 @@ class ServerOptimizer:
         self._clips = self._rule is not None or not strategy.is_in_step
         self._mirrored = hosting.scalars_of(optimizer) if self._rule is None else []
         self._generation = 0
+        self.is_paused = False
         self._positions = {id(v): i for i, v in enumerate(self.variables)}
         self._values = [*self.variables, *self._statistics]
         tensors = [self._tensor(v) for v in self.variables]
@@ -75,6 +76,7 @@ class ServerOptimizer:
         """Waits until this worker's pushes are applied; nobody waits for further ones."""
         self.store.flush()
         self.store.set_active(False)
+        self.is_paused = True
 
     def resign(self):
         """Tells the servers not to count on this worker any more; never fails."""
@@ -86,6 +88,7 @@ class ServerOptimizer:
     def resume(self):
         """Tells the servers to count on this worker's pushes."""
         self.store.set_active(True)
+        self.is_paused = False
 
     def fetch_parameters(self):
         """Makes the model's variables those of the servers."""
