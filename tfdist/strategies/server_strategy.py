@@ -129,14 +129,16 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     def synchronize(self):
         """Waits for all workers, until every update is applied; then the variables of all hold the global parameters.
 
-        `fit` does it at the end of every epoch. Call it in a training loop of your own before you evaluate or save, on every
-        worker, and when the loop is over.
+        The chief's optimizers hold the global state as well. `fit` does it at the end of every epoch. Call it in a training
+        loop of your own before you evaluate or save, on every worker, and when the loop is over.
         """
         for optimizer in self.optimizers():
             optimizer.pause()
         self.barrier("synchronize")
         for optimizer in self.optimizers():
             optimizer.fetch_parameters()
+            if self.is_chief:
+                optimizer.fetch_state()
         self.barrier("synchronized")
         for optimizer in self.optimizers():
             optimizer.resume()
