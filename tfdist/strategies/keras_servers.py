@@ -154,11 +154,17 @@ def _instead(old, fresh):
 
 
 def fetch_for_saving(strategy, model):
-    """Makes the model's and the optimizer's variables the global ones, where a `fit` is going on."""
+    """Makes the model's and the optimizer's variables the global ones, where a `fit` is going on.
+
+    Between two epochs the parameters are fresh, and so is a moving average; a callback may have swapped them by intent.
+    """
     known = strategy.known_optimizer(model.optimizer) if getattr(model, "optimizer", None) else None
-    if known is not None and _in_fit():
+    if known is None or not _in_fit():
+        return
+    if not known.is_paused:
         known.store.flush()
         known.fetch_parameters()
+    if not (known.is_paused and getattr(model.optimizer, "use_ema", False)):
         known.fetch_state()
 
 

@@ -163,7 +163,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
             strategy = self._container_strategy()
             kwargs["initial_value"] = initial_value.from_chief(strategy, kwargs)
         variable = next_creator(**kwargs)
-        if self._world_size > 1:
+        if self._world_size > 1 or self._container_strategy().uses_servers:
             variable._tfdist_creation_index = next(self._created)
             if state.rule_of(variable):
                 reference = weakref.ref(variable)

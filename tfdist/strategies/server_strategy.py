@@ -67,6 +67,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
             is_lazy=sparse_updates == "lazy",
         )
         self._optimizers = weakref.WeakKeyDictionary()
+        self._declared = itertools.count()
         self._number = next(_numbers)
         self._dealer = None
         self.client, self._stop_servers = servers.connect(group, num_servers)
@@ -112,7 +113,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         found = self._optimizers.get(optimizer)
         if found is None:
             with tf.init_scope():
-                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {len(self._optimizers)}")
+                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {next(self._declared)}")
                 self._optimizers[optimizer] = found
                 found.begin()
         return found
@@ -128,14 +129,16 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     def synchronize(self):
         """Waits for all workers, until every update is applied; then the variables of all hold the global parameters.
 
-        `fit` does it at the end of every epoch. Call it in a training loop of your own before you evaluate or save, on every
-        worker, and when the loop is over.
+        The chief's optimizers hold the global state as well. `fit` does it at the end of every epoch. Call it in a training
+        loop of your own before you evaluate or save, on every worker, and when the loop is over.
         """
         for optimizer in self.optimizers():
             optimizer.pause()
         self.barrier("synchronize")
         for optimizer in self.optimizers():
             optimizer.fetch_parameters()
+            if self.is_chief:
+                optimizer.fetch_state()
         self.barrier("synchronized")
         for optimizer in self.optimizers():
             optimizer.resume()
