@@ -101,3 +101,23 @@ def test_a_gradient_that_is_not_finite_is_refused(ranks):
     for result in ranks:
         assert "NaN or infinity in the gradient of" in result["not_finite: local message"]
         assert result["not_finite: same"]
+
+
+@pytest.fixture(scope="module")
+def with_backup(tmp_path_factory):
+    arguments = dict(names=["training", "stopping"], folder=str(tmp_path_factory.mktemp("laws")))
+    run = "tests.strategies.server_laws:checks"
+    return run_workers(3, run, timeout=300, name="sync", backup_workers=1, **arguments)
+
+
+def test_with_a_backup_worker_late_gradients_are_dropped_and_all_end_equal(with_backup):
+    steps = {result["training: iterations"] for result in with_backup}
+    pushes = sum(result["training: local pushes"] for result in with_backup)
+    assert pushes == 3 * 31  # batches of two rows
+    assert len(steps) == 1 and pushes / 3 <= max(steps) < pushes  # an update takes two, but for the last of an epoch
+    for epoch in range(3):
+        assert sorted(r for result in with_backup for r in result["training: local rows"][epoch]) == list(range(61))
+    for result in with_backup:
+        assert result["training: replicas"] == 3
+        assert np.array_equal(flat(result["training: state"]), flat(with_backup[0]["training: state"]))
+        assert result["stopping: epochs"] == [2, 2]

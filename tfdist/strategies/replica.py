@@ -55,6 +55,11 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         """Returns the tensors of all workers, concatenated along the first axis in the order of ranks."""
 
     @property
+    def num_gradients_of_update(self):
+        """How many workers' gradients make an update: `num_replicas_in_sync`."""
+        return self.world_size
+
+    @property
     def is_chief(self):
         """Whether this worker is the one that writes files and shows progress."""
         return self.rank == 0
@@ -305,7 +310,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         step = replica_step.current()
         if step is not None and step.strategy is self._container_strategy():
             return step.answer_replica_count()
-        return self._world_size if self._container_strategy().is_in_step else 1
+        return self._container_strategy().num_gradients_of_update
 
     def _get_local_replica_id(self, replica_id_in_sync_group):
         return 0

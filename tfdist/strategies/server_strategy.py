@@ -84,6 +84,10 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         return int(may and self.world_size > 1) if prefetch is None else prefetch
 
     @property
+    def num_gradients_of_update(self):
+        return self.world_size if self.mode == "sync" else 1
+
+    @property
     def options(self):
         """How servers update what this strategy declares, an `Options`."""
         return self._options
