@@ -21,7 +21,7 @@ from tfdist.cluster.handshake import authenticate, check_secret
 from tfdist.comm.shared_memory import host_identity, open_shared
 from tfdist.errors import AuthenticationError, TfdistError
 from tfdist.parameter_server import library
-from tfdist.parameter_server.store import Store
+from tfdist.parameter_server.store import Store, total
 
 _HANDSHAKE_SECONDS = 10.0
 _REPLY_SECONDS = 30.0
@@ -55,10 +55,10 @@ class ParameterServer:
         self._acceptor.start()
 
     def summary(self):
-        """Returns what the server has done, by store, for JSON."""
+        """Returns what the server has done for all stores together, for JSON; `tfdist.launch.summary` describes it."""
         with self._lock:
             stores = list(self._stores.values())
-        return {"parameters_bytes": sum(s.num_bytes for s in stores), "stores": {s.name: s.summary() for s in stores}}
+        return {"parameters_bytes": sum(s.num_bytes for s in stores), **total([s.summary() for s in stores])}
 
     def close(self):
         """Ends all connections."""

@@ -1,5 +1,6 @@
 """One store on a server: the shards of one optimizer's tensors, declared by the workers and updated natively."""
 
+import collections
 import copy
 import ctypes
 
@@ -10,6 +11,7 @@ from tfdist.parameter_server.rule_library import native
 from tfdist.parameter_server.rules import Rule
 
 _MODES = {"async": library.ASYNCHRONOUS, "bounded": library.BOUNDED, "sync": library.SYNCHRONOUS}
+_COUNTED = ("pushes", "dropped", "bytes_received", "bytes_sent", "waited_seconds")
 _ALIGNMENT = 64
 _STALENESS_AT_MOST = 4097
 
@@ -97,9 +99,8 @@ class Store:
         record, counts = library.WorkerRecord(), (ctypes.c_int64 * _STALENESS_AT_MOST)()
         core = library.core()
         core.tfdist_server_record(self._server, self.number, rank, record, counts, _STALENESS_AT_MOST)
-        names = ("pushes", "dropped", "bytes_received", "bytes_sent", "waited_seconds")
         staleness = {str(i): counts[i] for i in range(record.num_staleness) if counts[i]}
-        return {**{name: getattr(record, name) for name in names}, "staleness": staleness}
+        return {**{name: getattr(record, name) for name in _COUNTED}, "staleness": staleness}
 
     def _scalars(self, shard):
         return library.core().tfdist_server_scalars(self._server, self.number, shard)
@@ -127,6 +128,19 @@ class Store:
             compensation_decay=options["compensation_decay"],
             host=self._hosted.callback if self._hosted else library.HOST(),
         )
+
+
+def total(summaries):
+    """Returns the sum of what `Store.summary` gave for several stores."""
+    updates, workers = 0, {}
+    for summary in summaries:
+        updates += summary["updates"]
+        for rank, record in summary["workers"].items():
+            known = workers.setdefault(rank, {"staleness": collections.Counter()})
+            known["staleness"].update(record["staleness"])
+            for name in _COUNTED:
+                known[name] = known.get(name, 0) + record[name]
+    return {"updates": updates, "workers": workers}
 
 
 def _native_shard(shard):
