@@ -31,7 +31,7 @@ def test_pieces_cover_an_epoch_in_order_and_shrink_to_one(num_batches, world_siz
 
 def dealers(world_size):
     counter = dealer.ProcessCounter()
-    return [dealer.Dealer(world_size, counter) for _ in range(world_size)]
+    return [dealer.Dealer(world_size, rank, counter) for rank in range(world_size)]
 
 
 def array_data(num_rows, own, **options):
@@ -122,19 +122,20 @@ def test_nobody_takes_what_he_is_not_ready_for(kind):
         taken.append(key)
         return counter(key)
 
-    own = dealer.Dealer(2, take)
+    own = dealer.Dealer(2, 0, take)
     plain = tf.data.Dataset.from_tensor_slices({"x": np.arange(4 * 100)}).batch(4)
     dataset = array_data(4 * 100, own) if kind == "arrays" else dealing.dealt(plain, own)
     assert taken == []
     iterator = iter(dataset)
     assert taken == []  # an iterator that nobody asks is none
-    sizes = [count for _, count in dealer.pieces(100, 2)]
+    first, _, *others = [count for _, count in dealer.pieces(100, 2)]  # the second is the other worker's
+    sizes = [first, *others]
     for number in range(1, 12):
         next(iterator)
         held = next(pieces for pieces in range(1, 9) if sum(sizes[:pieces]) >= number)
-        assert held <= len(taken) <= held + 1
+        assert held - 1 <= len(taken) <= held
     list(iterator)
-    assert len(sizes) <= len(taken) <= len(sizes) + 1 and set(taken) == {"data/0/0"}
+    assert len(others) <= len(taken) <= len(others) + 2 and set(taken) == {"data/0/0"}
 
 
 def test_every_data_set_and_epoch_has_its_own_counter():
@@ -242,7 +243,7 @@ def make_model(*layers, **options):
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
 @pytest.mark.parametrize("num_batches", [1, 7, 40])
 def test_fit_ends_an_epoch_when_nothing_is_left(num_batches, steps_per_execution):
-    """The other worker takes two batches of epoch 1, all of epoch 2, none of epoch 3, which those before do not bound."""
+    """The other worker takes two batches of epoch 1, all it can of epoch 2, none of epoch 3, which those before do not bound."""
     num_rows = 4 * num_batches - 1
     arrays = (np.arange(num_rows, dtype=np.float32)[:, None], np.zeros(num_rows, np.float32))
     counter, seen = dealer.ProcessCounter(), []
@@ -250,7 +251,7 @@ def test_fit_ends_an_epoch_when_nothing_is_left(num_batches, steps_per_execution
         dealing.dealt_batches(
             arrays, num_rows=num_rows, batch_size=4, shuffle=True, seed=[1], look_first=True, dealer=own
         )
-        for own in [dealer.Dealer(2, counter), dealer.Dealer(2, counter)]
+        for own in [dealer.Dealer(2, rank, counter) for rank in range(2)]
     ]
     assert len(list(theirs)) == 1  # a look, which takes nothing from anybody
     took = iter([theirs.take(2), theirs, theirs.take(0)])
@@ -271,8 +272,12 @@ def test_fit_ends_an_epoch_when_nothing_is_left(num_batches, steps_per_execution
         )
     (own, others), (own_2, others_2), (own_3, others_3) = mine_and_theirs
     assert not set(own) & set(others) and len(own + others) == len(set(own + others))
-    assert own_2 == [] and sorted(others_2) == list(range(num_rows))
-    assert own_3 == permutation.epoch_order(num_rows, 4, True, [1, 3]).tolist() and others_3 == []
+    table = dealer.pieces(num_batches, 2)
+    order_2, order_3 = [permutation.epoch_order(num_rows, 4, True, [1, epoch]).tolist() for epoch in (2, 3)]
+    assert own_2 == order_2[: 4 * table[0][1]]  # that with which this worker begins
+    assert sorted(own_2 + others_2) == list(range(num_rows))
+    theirs = [row for first, count in table[1:2] for row in order_3[4 * first : 4 * (first + count)]]
+    assert own_3 == [row for row in order_3 if row not in theirs] and others_3 == []
 
 
 def test_keras_still_warns_of_other_data_that_end_early():

@@ -8,36 +8,8 @@ from tfdist.launch import summary
 from tfdist.parameter_server.client import Client, Options, Tensor
 from tfdist.parameter_server.rules import make_rule
 from tfdist.parameter_server.server import ParameterServer
-from tfdist.parameter_server.store import total
 
 SECRET = b"s" * 32
-
-
-def record(pushes, staleness):
-    return {
-        "pushes": pushes,
-        "dropped": 1,
-        "bytes_received": 8,
-        "bytes_sent": 4,
-        "waited_seconds": 0.5,
-        "staleness": staleness,
-    }
-
-
-def test_stores_add_up():
-    one = {"updates": 3, "workers": {"0": record(2, {"0": 2}), "1": record(1, {"1": 1})}}
-    other = {"updates": 4, "workers": {"0": record(4, {"0": 1, "2": 3})}}
-    both = total([one, other])
-    assert both["updates"] == 7
-    assert both["workers"]["0"] == {
-        **record(6, {"0": 3, "2": 3}),
-        "dropped": 2,
-        "bytes_received": 16,
-        "bytes_sent": 8,
-        "waited_seconds": 1.0,
-    }
-    assert both["workers"]["1"] == one["workers"]["1"]
-    assert total([]) == {"updates": 0, "workers": {}}
 
 
 def test_the_launcher_reads_what_a_server_has_counted():

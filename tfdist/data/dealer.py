@@ -1,7 +1,7 @@
 """Who gets which batches of an epoch: whoever is free takes the next piece.
 
-A piece is a run of consecutive batches. All workers know the same table of pieces, so a counter that they share is all
-there is to agree on: who raises it to n has taken piece n. Pieces shrink as the epoch goes on, which needs few requests
+A piece is a run of consecutive batches. All workers know the same table of pieces. Each begins with the piece of its rank;
+a counter that they share is all there is to agree on then: who raises it to n has taken the n-th of the others. Pieces shrink as the epoch goes on, which needs few requests
 and lets all workers end within about one batch of each other (guided self-scheduling: Polychronopoulos and Kuck, "Guided
 Self-Scheduling", IEEE Transactions on Computers C-36, 1987).
 """
@@ -47,13 +47,15 @@ class Dealer:
 
     Args:
       world_size: int, the number of workers that share the data.
+      rank: int, this worker.
       take: callable `take(key) -> int` that raises the counter called `key` (a str), common to all workers, by one and
         returns what it was, 0 at first: see `StoreCounter`. Default: a counter of this process, for a single worker.
       name: str that no other dealer of the job has.
     """
 
-    def __init__(self, world_size, take=None, name="data"):
+    def __init__(self, world_size, rank=0, take=None, name="data"):
         self._world_size = world_size
+        self._rank = rank
         self._take = take or ProcessCounter()
         self._name = name
         self._deals = itertools.count()
@@ -71,7 +73,7 @@ class Dealer:
         """
         name = f"{self._name}/{next(self._deals)}"
         table = None if num_batches is None else pieces(num_batches, self._world_size)
-        return Deal(table, lambda epoch: self._take(f"{name}/{epoch}"), look_first)
+        return Deal(table, self._rank, lambda epoch: self._world_size + self._take(f"{name}/{epoch}"), look_first)
 
 
 class Deal:
@@ -79,12 +81,15 @@ class Deal:
 
     Args:
       table: list of pieces, or None where the length of an epoch is not known.
-      take: callable `take(epoch) -> int`.
+      first: int, the piece with which this worker begins every epoch: nobody goes away empty-handed.
+      take: callable `take(epoch) -> int`, a further piece.
       look_first: see `Dealer.deal`.
     """
 
-    def __init__(self, table, take, look_first):
+    def __init__(self, table, first, take, look_first):
         self._table = table
+        self._first = first
+        self._begun = set()
         self._take = take
         self._epochs = itertools.count()
         self._looks = [(0, 1)] if look_first and table != [] else []
@@ -103,7 +108,11 @@ class Deal:
         """
         if epoch == self._look_epoch:
             return self._looks.pop() if self._looks else (0, 0)
-        number = self._take(epoch)
+        if epoch in self._begun:
+            number = self._take(epoch)
+        else:
+            self._begun.add(epoch)
+            number = self._first
         if self._table is None:
             return number * _BATCHES_OF_UNKNOWN, _BATCHES_OF_UNKNOWN
         return self._table[number] if number < len(self._table) else (0, 0)

@@ -224,8 +224,11 @@ typedef struct {
 } tfdist_store_options;
 
 typedef struct {
-  int64_t pushes, dropped, bytes_received, bytes_sent;
+  int64_t pushes, dropped;
+  int64_t bytes_received, bytes_sent; /* of all stores, in shared memory too */
+  uint64_t sequence;                  /* of the last push that counted: a client goes on from there */
   double waited_seconds;
+  double seconds;         /* from the first push to the last */
   int32_t num_staleness;  /* how many counts there are; the caller's array takes as many as it has room for */
 } tfdist_worker_record;
 
@@ -238,12 +241,14 @@ TFDIST_EXPORT int32_t tfdist_server_add_store(tfdist_server* server, const tfdis
                                               const tfdist_shard* shards, int32_t num_shards);
 /* Maps the window of shared memory (behind a head of 4096 bytes) in which a worker's dense values travel. */
 TFDIST_EXPORT int32_t tfdist_server_share_window(tfdist_server* server, int32_t store, int32_t worker, int32_t descriptor);
-/* Serves an authenticated socket, which the server owns from now on. */
-TFDIST_EXPORT int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker);
+/* Serves an authenticated socket, which the server owns from now on. `client` is common to the sockets of one client of that
+ * worker: one that closes does not make a later one inactive. */
+TFDIST_EXPORT int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker, uint64_t client);
 /* The parameters are new ones, which have seen `updates`. */
 TFDIST_EXPORT void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates);
 TFDIST_EXPORT int64_t tfdist_server_updates(tfdist_server* server, int32_t store);
-TFDIST_EXPORT void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, int32_t is_active);
+TFDIST_EXPORT void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, uint64_t client,
+                                            int32_t is_active);
 /* Array `slot` of a shard (0: the parameters, then the rule's slots, then the moving average), or NULL. */
 TFDIST_EXPORT void* tfdist_server_array(tfdist_server* server, int32_t store, int32_t shard, int32_t slot);
 /* TFDIST_RULE_SCALARS doubles. */
@@ -272,6 +277,7 @@ typedef struct {
   const int32_t* numbers;       /* by server: the store's number there */
   const int32_t* windows;       /* by server: a file that both sides map, or -1; NULL: none */
   const int64_t* window_bytes;  /* by server */
+  uint64_t sequence;            /* of this worker's last push that counted, by tfdist_worker_record */
 } tfdist_client_store;
 
 typedef struct {

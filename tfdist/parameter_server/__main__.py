@@ -32,7 +32,8 @@ def main(arguments=None):
     parser.add_argument("--index", type=int, default=0, help="this server's number, with --report-to (0)")
     parser.add_argument("--num-workers", type=int, default=1, help="how many there are, with --report-to (1)")
     parser.add_argument("--bind", metavar="HOST", default=LOOPBACK, help="where to listen, with --report-to")
-    parser.add_argument("--report-to", type=int, metavar="FD", help="a file descriptor that is told the address")
+    parser.add_argument("--report-to", type=int, metavar="FD", help="a file descriptor that is told the address; the server "
+                        "then ends with its standard input")  # fmt: skip
     chosen = parser.parse_args(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -43,6 +44,8 @@ def main(arguments=None):
         timeout = place.timeout or _DEFAULT_TIMEOUT_SECONDS
         with ParameterServer(place.world_size, place.secret, **listens, timeout=timeout) as server:
             _publish(place, server.address, chosen.report_to)
+            if chosen.report_to is not None:
+                threading.Thread(target=_watch, args=(stopped,), daemon=True).start()
             stopped.wait()
             _summarize(place, server)
     except TfdistError as error:
@@ -71,6 +74,13 @@ def _publish(place, address, descriptor):
     elif place.store_address:
         with StoreClient(place.store_address, place.secret) as store:
             store.set(f"{ADDRESS_KEY}{place.index}", address.encode())
+
+
+def _watch(stopped):
+    """The starter's end of the pipe closes when it ends, however it ends."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    stopped.set()
 
 
 def _summarize(place, server):

@@ -111,15 +111,16 @@ class Client:
         self.addresses = list(addresses)
         self.rank = rank
         self._shares = transport != "tcp"
+        token = secrets.randbits(62)
         self._lock = threading.Lock()  # one control request at a time
         self._controls = []
         self._closed = False
         sockets = []
         try:
             for server, address in enumerate(self.addresses):
-                dialled = [_dial(address, server, kind, rank, secret) for kind in ("control", "data", "data")]
-                self._controls.append(dialled[0])
-                sockets += [one.detach() for one in dialled[1:]]
+                self._controls.append(_dial(address, server, ["control", rank, token], secret))
+                for _ in range(2):
+                    sockets.append(_dial(address, server, ["data", rank, token], secret).detach())
         except BaseException:
             self._close_controls()
             for descriptor in sockets:
@@ -162,6 +163,8 @@ class Client:
                 send_all(self._controls[server], encode(header, value), time.monotonic() + _REPLY_SECONDS)
                 answer, received = receive_frame(self._controls[server], time.monotonic() + _REPLY_SECONDS)
             except (OSError, FrameError, IndexError) as error:
+                for control in self._controls[server : server + 1]:
+                    shut_down(control)  # its answer would be taken for the next one's
                 raise errors.ServerLostError(
                     f"Parameter server {server} at {self.addresses[server]} was expected to answer {header['op']!r} on rank "
                     f"{self.rank}. Received: {error}. See its output for why it ended.",
@@ -194,10 +197,13 @@ class Client:
         os.ftruncate(descriptor, _HEAD_BYTES + num_bytes)
         os.pwrite(descriptor, nonce, _NONCE_OFFSET)
         window = {"host": host_identity(), "pid": os.getpid(), "descriptor": descriptor, "nonce": nonce.hex()}
-        if self.ask(server, {"op": "window", "store": store_name, "window": window})["shared"]:
-            return descriptor
-        os.close(descriptor)
-        return -1
+        is_shared = False
+        try:
+            is_shared = self.ask(server, {"op": "window", "store": store_name, "window": window})["shared"]
+        finally:
+            if not is_shared:
+                os.close(descriptor)
+        return descriptor if is_shared else -1
 
 
 class ClientStore:
@@ -216,20 +222,27 @@ class ClientStore:
                 native_parts[i].append((part.server, len(shards[part.server]), part.begin, part.elements))
                 shards[part.server].append(_shard(tensor, part))
         self.servers = [server for server, kept in enumerate(shards) if kept]
-        numbers, windows, sizes = [0] * len(shards), [-1] * len(shards), [0] * len(shards)
+        windows = [-1] * len(shards)
+        try:
+            self.id = self._declare(shards, options, windows, native_parts)
+            self.is_shared = all(windows[server] >= 0 for server in self.servers)
+        finally:  # both sides have mapped them
+            for descriptor in windows:
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _declare(self, shards, options, windows, native_parts):
+        numbers, sizes, sequence = [0] * len(shards), [0] * len(shards), 0
         for server in self.servers:
             declaration = {"shards": shards[server], "options": dataclasses.asdict(options)}
             text = zlib.compress(json.dumps(declaration).encode())
-            numbers[server] = client.ask(server, {"op": "declare", "store": name}, text)["number"]
+            answer = self._client.ask(server, {"op": "declare", "store": self.name}, text)
+            numbers[server], sequence = answer["number"], max(sequence, answer["sequence"])
             sizes[server] = sum(-(-s["elements"] * s["item_bytes"] // _ALIGNMENT) * _ALIGNMENT for s in shards[server])
-            windows[server] = client.share(server, name, sizes[server])
-        self.is_shared = all(windows[server] >= 0 for server in self.servers)
-        self.id = self._add(numbers, windows, sizes, native_parts)
-        for descriptor in windows:
-            if descriptor >= 0:
-                os.close(descriptor)
+            windows[server] = self._client.share(server, self.name, sizes[server])
+        return self._add(numbers, windows, sizes, sequence, native_parts)
 
-    def _add(self, numbers, windows, sizes, native_parts):
+    def _add(self, numbers, windows, sizes, sequence, native_parts):
         arrays = [(library.Part * len(parts))(*(library.Part(*part) for part in parts)) for parts in native_parts]
         tensors = [
             library.Tensor(t.name.encode(), comm_library.DTYPES[t.dtype], len(a), sharding.row_elements(t.shape), a)
@@ -241,6 +254,7 @@ class ClientStore:
             (ctypes.c_int32 * len(numbers))(*numbers),
             (ctypes.c_int32 * len(windows))(*windows),
             (ctypes.c_int64 * len(sizes))(*sizes),
+            sequence,
         )
         number = library.core().tfdist_client_add_store(self._client.native, ctypes.byref(described))
         if number < 0:
@@ -277,15 +291,16 @@ class ClientStore:
         arguments = (self._client.native, self.id, writes, slot, spans, len(spans), result)
         return self._checked(library.core().tfdist_client_transfer(*arguments), result)
 
-    def _check(self, array, tensor):
-        if tuple(array.shape) != tuple(tensor.shape) or array.dtype.itemsize != tensor.item_bytes:
+    def _check(self, array, tensor, shape=None):
+        shape = tuple(tensor.shape) if shape is None else shape
+        if array.shape != shape or array.dtype.name != tensor.dtype or not array.flags.c_contiguous:
             raise errors.ConfigurationError(
-                f"An array of shape {tensor.shape} and type {tensor.dtype} was expected for {tensor.name}. Received: "
-                f"shape {array.shape} and type {array.dtype}. Convert it."
+                f"A contiguous array of shape {shape} and type {tensor.dtype} was expected for {tensor.name}. Received: "
+                f"shape={array.shape}, type={array.dtype.name}, contiguous={array.flags.c_contiguous}. Convert it."
             )
 
-    def exchange(self, gradients, fresh, *, learning_rate, weight=1.0, prefetch=False, is_pushed=True, not_finite="raise",
-                 is_synchronous=False):  # fmt: skip
+    def exchange(self, gradients, fresh, *, learning_rate, weight=1.0, is_sum=False, prefetch=False, is_pushed=True,
+                 not_finite="raise", is_synchronous=False):  # fmt: skip
         """Pushes gradients and pulls parameters, as the strategies do inside of TensorFlow's graphs.
 
         Args:
@@ -293,6 +308,7 @@ class ClientStore:
           fresh: list of contiguous arrays that receive the parameters; may be the gradients' own.
           learning_rate: float.
           weight: float, of this worker in the mean; mode "sync".
+          is_sum: bool; gradients of several workers are added, not averaged; mode "sync".
           prefetch: bool; take the answer to the push before, this one's with the next call.
           is_pushed: bool; False only pulls.
           not_finite: "raise", "skip" or "pass".
@@ -305,9 +321,14 @@ class ClientStore:
         for i, (gradient, target) in enumerate(zip(gradients, fresh)):
             if gradient is None and target is None:
                 continue
+            tensor = self.tensors[i]
+            for array in (target, None if isinstance(gradient, tuple) else gradient):
+                if array is not None:
+                    self._check(array, tensor)
             data = None if target is None else target.ctypes.data
             if isinstance(gradient, tuple):
-                indices, values = np.ascontiguousarray(gradient[0], np.int64), np.ascontiguousarray(gradient[1])
+                indices, values = np.ascontiguousarray(gradient[0], np.int64), np.asarray(gradient[1], order="C")
+                self._check(values, tensor, (len(indices), *tensor.shape[1:]))
                 rows.append((indices, values, library.ExchangeRows(
                     i, 0, indices.ctypes.data, values.ctypes.data, len(indices), data, data)))  # fmt: skip
             else:
@@ -315,7 +336,7 @@ class ClientStore:
                 dense.append(library.ExchangeDense(i, 0, source, data, data))
         call = library.Exchange(
             (library.ExchangeDense * len(dense))(*dense), (library.ExchangeRows * len(rows))(*(r[2] for r in rows)),
-            len(dense), len(rows), learning_rate, weight, 0, is_pushed, prefetch, is_synchronous, NOT_FINITE[not_finite],
+            len(dense), len(rows), learning_rate, weight, is_sum, is_pushed, prefetch, is_synchronous, NOT_FINITE[not_finite],
         )  # fmt: skip
         result = library.Result()
         code = library.core().tfdist_client_exchange(self._client.native, self.id, ctypes.byref(call), result)
@@ -365,7 +386,9 @@ class ClientStore:
 
     def _checked(self, code, result):
         if code != comm_library.OK:
-            raise _ERRORS[code](result.text.decode(errors="replace"))
+            text = result.text.decode(errors="replace")
+            where = (result.server,) if code == library.SERVER_LOST else ()
+            raise _ERRORS[code](text, *where)
         return result
 
 
@@ -386,18 +409,18 @@ def _shard(tensor, part):
     }
 
 
-def _dial(address, server, kind, rank, secret):
+def _dial(address, server, identity, secret):
     host, port = parse_address(address)
     try:
         connection = socket.create_connection((host, port), timeout=30.0)
     except OSError as error:
         raise errors.RendezvousError(
-            f"Parameter server {server} was expected to answer at {address} to rank {rank}. Received: {error}. See whether it "
+            f"Parameter server {server} was expected to answer at {address} to rank {identity[1]}. Received: {error}. See whether it "
             "runs (`tfdist run --servers`, `python -m tfdist.parameter_server`), and whether a firewall is between."
         ) from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        authenticate(connection, secret, initiator=True, identity=json.dumps([kind, rank]).encode())
+        authenticate(connection, secret, initiator=True, identity=json.dumps(identity).encode())
     except BaseException:
         connection.close()
         raise

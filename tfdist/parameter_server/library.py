@@ -77,7 +77,9 @@ class WorkerRecord(ctypes.Structure):
         ("dropped", ctypes.c_int64),
         ("bytes_received", ctypes.c_int64),
         ("bytes_sent", ctypes.c_int64),
+        ("sequence", ctypes.c_uint64),
         ("waited_seconds", ctypes.c_double),
+        ("seconds", ctypes.c_double),
         ("num_staleness", ctypes.c_int32),
     ]
 
@@ -114,6 +116,7 @@ class ClientStore(ctypes.Structure):
         ("numbers", ctypes.POINTER(ctypes.c_int32)),
         ("windows", ctypes.POINTER(ctypes.c_int32)),
         ("window_bytes", ctypes.POINTER(ctypes.c_int64)),
+        ("sequence", ctypes.c_uint64),
     ]
 
 
@@ -184,10 +187,10 @@ _SIGNATURES = {
     "tfdist_server_release": (None, [_SERVER]),
     "tfdist_server_add_store": (_INT, [_SERVER, ctypes.POINTER(StoreOptions), ctypes.POINTER(Shard), _INT]),
     "tfdist_server_share_window": (_INT, [_SERVER, _INT, _INT, _INT]),
-    "tfdist_server_serve": (_INT, [_SERVER, _INT, _INT]),
+    "tfdist_server_serve": (_INT, [_SERVER, _INT, _INT, ctypes.c_uint64]),
     "tfdist_server_begin_generation": (None, [_SERVER, _INT, ctypes.c_uint64, _LONG]),
     "tfdist_server_updates": (_LONG, [_SERVER, _INT]),
-    "tfdist_server_set_active": (None, [_SERVER, _INT, _INT, _INT]),
+    "tfdist_server_set_active": (None, [_SERVER, _INT, _INT, ctypes.c_uint64, _INT]),
     "tfdist_server_array": (ctypes.c_void_p, [_SERVER, _INT, _INT, _INT]),
     "tfdist_server_scalars": (ctypes.POINTER(_REAL), [_SERVER, _INT, _INT]),
     "tfdist_server_version": (_LONG, [_SERVER, _INT, _INT]),

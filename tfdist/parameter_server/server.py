@@ -5,7 +5,7 @@ there are, which rule updates them, where its window of shared memory is. The ot
 (native/parameter_server/protocol.h), which moves gradients and parameters without Python.
 """
 
-import contextlib
+import collections
 import json
 import os
 import socket
@@ -19,12 +19,15 @@ from tfdist.cluster.address import format_address
 from tfdist.cluster.frames import ConnectionClosedError, FrameError, encode, receive_frame, send_all, shut_down
 from tfdist.cluster.handshake import authenticate, check_secret
 from tfdist.comm.shared_memory import host_identity, open_shared
-from tfdist.errors import AuthenticationError, TfdistError
+from tfdist.errors import AuthenticationError, ConfigurationError, TfdistError, TransportError
 from tfdist.parameter_server import library
-from tfdist.parameter_server.store import Store, total
+from tfdist.parameter_server.store import Store
 
 _HANDSHAKE_SECONDS = 10.0
 _REPLY_SECONDS = 30.0
+_JOIN_SECONDS = 5.0
+_PAUSE_SECONDS = 0.1
+_HEAD_BYTES = 4096
 _DECLARATION_BYTES_AT_MOST = 1 << 28
 
 
@@ -42,35 +45,48 @@ class ParameterServer:
         check_secret(secret)
         self._num_workers = num_workers
         self._secret = secret
-        self._lock = threading.Lock()  # guards the next two
+        self._lock = threading.Lock()  # guards the next four
         self._stores = {}
-        self._controls = []
+        self._connections = {}  # thread -> its connection
+        self._native = None
+        self._closed = False
+        self._listener = _listen(host, port)
         self._native = library.core().tfdist_server_create(timeout)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.socket(family, socket.SOCK_STREAM)
-        self._listener.bind((host, port))
-        self._listener.listen(1024)
         self.address = format_address(host, self._listener.getsockname()[1])
         self._acceptor = threading.Thread(target=self._accept, name="tfdist-server", daemon=True)
         self._acceptor.start()
 
     def summary(self):
-        """Returns what the server has done for all stores together, for JSON; `tfdist.launch.summary` describes it."""
+        """Returns what the server has done, over all stores, for JSON: see `tfdist.launch.summary`, without "server"."""
         with self._lock:
             stores = list(self._stores.values())
-        return {"parameters_bytes": sum(s.num_bytes for s in stores), **total([s.summary() for s in stores])}
+            summaries = [store.summary() for store in stores]
+        workers = {}
+        for summary in summaries:
+            for rank, record in summary["workers"].items():
+                workers[rank] = _add(workers[rank], record) if rank in workers else record
+        return {
+            "updates": sum(summary["updates"] for summary in summaries),
+            "parameters_bytes": sum(store.num_bytes for store in stores),
+            "workers": workers,
+        }
 
     def close(self):
         """Ends all connections."""
-        shut_down(self._listener)
-        self._acceptor.join(5.0)
         with self._lock:
-            controls, self._controls = self._controls, []
+            if self._closed:
+                return
+            self._closed = True
+            connections = dict(self._connections)
+        shut_down(self._listener)
+        for connection in connections.values():
+            shut_down(connection)
+        for thread in [self._acceptor, *connections]:
+            thread.join(_JOIN_SECONDS)
+        with self._lock:
             native, self._native = self._native, None
-        for control in controls:
-            shut_down(control)
-        if native is not None:
-            library.core().tfdist_server_release(native)
+            self._stores.clear()
+        library.core().tfdist_server_release(native)
 
     def __enter__(self):
         return self
@@ -82,63 +98,65 @@ class ParameterServer:
         while True:
             try:
                 connection, peer = self._listener.accept()
-            except OSError:
-                return  # closed
-            threading.Thread(target=self._welcome, args=(connection, peer), daemon=True).start()
+            except OSError as error:
+                if self._closed:
+                    return
+                logging.warning("parameter server: a connection could not be accepted: %s", error)
+                time.sleep(_PAUSE_SECONDS)  # too many descriptors: some will be closed
+                continue
+            thread = threading.Thread(target=self._welcome, args=(connection, peer), daemon=True)
+            with self._lock:
+                if self._closed:
+                    return connection.close()
+                self._connections[thread] = connection
+                thread.start()
 
     def _welcome(self, connection, peer):
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             identity = authenticate(connection, self._secret, initiator=False, timeout=_HANDSHAKE_SECONDS)
-            kind, rank = json.loads(identity)
-            if not (kind in ("control", "data") and isinstance(rank, int) and 0 <= rank < self._num_workers):
-                raise ValueError(f"{kind!r} of worker {rank!r} of {self._num_workers}")
-        except (AuthenticationError, ValueError, TypeError) as error:
+            kind, rank, client = _understood(identity, self._num_workers)
+            if kind == "data":
+                self._hand_over(connection, rank, client)
+            else:
+                self._answer_all(connection, rank, client)
+        except (AuthenticationError, ValueError, TypeError, OSError) as error:
             logging.warning("parameter server: turned away %s: %s", format_address(*peer[:2]), error)
+        finally:
             connection.close()
-            return
-        if kind == "data":
-            self._hand_over(connection, rank)
-        else:
-            with contextlib.closing(connection):
-                self._answer_all(connection, rank)
+            with self._lock:
+                self._connections.pop(threading.current_thread(), None)
 
-    def _hand_over(self, connection, rank):
+    def _hand_over(self, connection, rank, client):
         with self._lock:
-            if self._native is None:
-                return connection.close()
-            library.core().tfdist_server_serve(self._native, connection.detach(), rank)
+            if not self._closed:
+                library.core().tfdist_server_serve(self._native, connection.detach(), rank, client)
 
-    def _answer_all(self, connection, rank):
-        with self._lock:
-            self._controls.append(connection)
+    def _answer_all(self, connection, rank, client):
         try:
             while True:
                 header, value = receive_frame(connection)
-                send_all(connection, encode(*self._answer(header, value, rank)), time.monotonic() + _REPLY_SECONDS)
+                answer = encode(*self._answer(header, value, rank, client))
+                send_all(connection, answer, time.monotonic() + _REPLY_SECONDS)
         except (ConnectionClosedError, OSError):
             pass
         except FrameError as error:
             logging.warning("parameter server: worker %d sent what is no request: %s", rank, error)
-        finally:
-            with self._lock:
-                if connection in self._controls:
-                    self._controls.remove(connection)
 
-    def _answer(self, header, value, rank):
+    def _answer(self, header, value, rank, client):
         try:
             with self._lock:
+                if self._closed:
+                    raise TransportError("The parameter server was expected to run. Received: it is stopping.")
                 if header.get("op") == "declare":
                     return self._declare(header, value, rank), b""
                 store = self._stores[header["store"]]
                 if header["op"] == "window":
                     return {"shared": self._open_window(store, header["window"], rank)}, b""
-            return store.answer(header, value, rank)
+            return store.answer(header, value, rank, client)
         except TfdistError as error:
             return {"error": type(error).__name__, "text": str(error)}, b""
-        except (
-            Exception
-        ) as error:  # whatever a hosted optimizer raises too: the worker is told, the others are not disturbed
+        except Exception as error:  # of a hosted optimizer, too: this worker is told, the others are not disturbed
             logging.exception("parameter server: %r of worker %d failed", header.get("op"), rank)
             return {"error": "TransportError", "text": f"A parameter server was expected to serve {header.get('op')!r} of "
                     f"rank {rank}. Received: {type(error).__name__}: {error}. See its output."}, b""  # fmt: skip
@@ -151,15 +169,44 @@ class ParameterServer:
             self._stores[name] = Store(name, json.loads(text), self._native, self._num_workers, rank)
         store = self._stores[name]
         store.agree(json.loads(text), rank)
-        return {"number": store.number}
+        return {"number": store.number, "sequence": store.sequence(rank)}
 
     def _open_window(self, store, window, rank):
         descriptor = open_shared(window, host_identity())
         if descriptor < 0:
             return False
         try:
-            enough = os.fstat(descriptor).st_size >= store.window_bytes + 4096
-            code = library.core().tfdist_server_share_window(self._native, store.number, rank, descriptor)
-            return enough and code == 0
+            if os.fstat(descriptor).st_size < store.window_bytes + _HEAD_BYTES:
+                return False
+            return library.core().tfdist_server_share_window(self._native, store.number, rank, descriptor) == 0
         finally:
             os.close(descriptor)
+
+
+def _listen(host, port):
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"An address of this host with a free port was expected. Received: host={host!r}, port={port}: {error}. Choose "
+            "another port, or 0 for any."
+        ) from error
+    return listener
+
+
+def _understood(identity, num_workers):
+    kind, rank, client = json.loads(identity)
+    if not (kind in ("control", "data") and isinstance(rank, int) and 0 <= rank < num_workers and isinstance(client, int)):
+        raise ValueError(f"connection {kind!r} of worker {rank!r}, and there are {num_workers} workers")
+    return kind, rank, client
+
+
+def _add(one, other):
+    """Joins what a worker did in two stores; bytes are counted for all of them together."""
+    staleness = collections.Counter(one["staleness"])
+    staleness.update(other["staleness"])
+    added = {key: one[key] + other[key] for key in ("pushes", "dropped", "waited_seconds")}
+    return {**one, **added, "seconds": max(one["seconds"], other["seconds"]), "staleness": dict(staleness)}

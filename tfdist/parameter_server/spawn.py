@@ -1,4 +1,8 @@
-"""Servers that the chief's process starts for itself, where nobody else has: they end with it, however it ends."""
+"""Servers that the chief's process starts for itself, where nobody else has: they end with it, however it ends.
+
+Each has a session of its own, so that what ends the chief's process group leaves it the time to tell what it has counted. It
+reads from a pipe whose other end the chief holds, and ends when that closes.
+"""
 
 import atexit
 import os
@@ -10,7 +14,6 @@ import time
 
 from tfdist.errors import RendezvousError
 
-_CHILD = os.path.join(os.path.dirname(os.path.dirname(__file__)), "launch", "child.py")
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 
@@ -33,8 +36,29 @@ def start(num_servers, *, world_size, secret, host, timeout, environ=os.environ)
       RendezvousError: one did not start.
     """
     processes, readers = [], []
-    for index in range(num_servers):
-        reader, writer = os.pipe()
+
+    def stop():
+        atexit.unregister(stop)
+        _stop(processes)
+
+    atexit.register(stop)
+    try:
+        for index in range(num_servers):
+            process, reader = _start(index, world_size, secret, host, timeout, environ)
+            processes.append(process)
+            readers.append(reader)
+        return [_address(reader, index) for index, reader in enumerate(readers)], stop
+    except BaseException:
+        stop()
+        raise
+    finally:
+        for reader in readers:
+            os.close(reader)
+
+
+def _start(index, world_size, secret, host, timeout, environ):
+    reader, writer = os.pipe()
+    try:
         variables = {
             **environ,
             "TFDIST_SECRET": os.fsdecode(secret),
@@ -45,35 +69,25 @@ def start(num_servers, *, world_size, secret, host, timeout, environ=os.environ)
         variables.pop("TFDIST_SECRET_FILE", None)
         place = ["--index", str(index), "--num-workers", str(world_size), "--bind", host, "--report-to", str(writer)]
         command = [sys.executable, "-m", "tfdist.parameter_server", *place]
-        shim = [sys.executable, "-I", "-S", _CHILD, str(os.getpid()), ""]  # it dies with this thread, even by SIGKILL
-        processes.append(
-            subprocess.Popen([*shim, *command], env=variables, stdin=subprocess.DEVNULL, pass_fds=(writer,))
-        )
-        os.close(writer)
-        readers.append(reader)
-
-    def stop():
-        atexit.unregister(stop)
-        _stop(processes)
-
-    atexit.register(stop)
-    try:
-        return [_address(reader, index) for index, reader in enumerate(readers)], stop
+        pipes = {"stdin": subprocess.PIPE, "pass_fds": (writer,)}
+        return subprocess.Popen(command, env=variables, start_new_session=True, **pipes), reader
     except BaseException:
-        stop()
+        os.close(reader)
         raise
+    finally:
+        os.close(writer)
 
 
 def _address(reader, index):
     deadline, text = time.monotonic() + _START_SECONDS, b""
-    with os.fdopen(reader, "rb", buffering=0) as pipe, selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
+    with selectors.DefaultSelector() as selector:
+        selector.register(reader, selectors.EVENT_READ)
         while not text.endswith(b"\n"):
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise RendezvousError(
                     f"Parameter server {index} was expected to listen within {_START_SECONDS:g} s. Received: nothing. See its output."
                 )
-            part = pipe.read(256)
+            part = os.read(reader, 256)
             if not part:
                 raise RendezvousError(
                     f"Parameter server {index} was expected to start. Received: it ended at once. See its output for why."
@@ -84,6 +98,7 @@ def _address(reader, index):
 
 def _stop(processes):
     for process in processes:
+        process.stdin.close()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS

@@ -1,6 +1,5 @@
 """One store on a server: the shards of one optimizer's tensors, declared by the workers and updated natively."""
 
-import collections
 import copy
 import ctypes
 
@@ -11,7 +10,6 @@ from tfdist.parameter_server.rule_library import native
 from tfdist.parameter_server.rules import Rule
 
 _MODES = {"async": library.ASYNCHRONOUS, "bounded": library.BOUNDED, "sync": library.SYNCHRONOUS}
-_COUNTED = ("pushes", "dropped", "bytes_received", "bytes_sent", "waited_seconds")
 _ALIGNMENT = 64
 _STALENESS_AT_MOST = 4097
 
@@ -67,8 +65,8 @@ class Store:
         """Returns the address of an array of a shard, or None."""
         return library.core().tfdist_server_array(self._server, self.number, shard, slot)
 
-    def answer(self, header, value, rank):
-        """Answers a worker's request about this store, with a header and bytes."""
+    def answer(self, header, value, rank, client):
+        """Answers a request of a worker's client about this store, with a header and bytes."""
         core, operation = library.core(), header["op"]
         if operation == "begin":
             core.tfdist_server_begin_generation(self._server, self.number, header["generation"], header["updates"])
@@ -77,7 +75,7 @@ class Store:
                 self._hosted.load_parameters()
             return {}, b""
         if operation == "active":
-            core.tfdist_server_set_active(self._server, self.number, rank, bool(header["active"]))
+            core.tfdist_server_set_active(self._server, self.number, rank, client, bool(header["active"]))
             return {}, b""
         if operation == "scalars":
             return {"scalars": self._scalars(0)[:4]}, b""
@@ -95,12 +93,21 @@ class Store:
         updates = library.core().tfdist_server_updates(self._server, self.number)
         return {"updates": updates, "workers": {str(rank): self._record(rank) for rank in range(self._num_workers)}}
 
+    def sequence(self, rank):
+        """Returns the number of a worker's last push that counted."""
+        return self._native_record(rank)[0].sequence
+
     def _record(self, rank):
+        record, counts = self._native_record(rank)
+        names = ("pushes", "dropped", "bytes_received", "bytes_sent", "waited_seconds", "seconds")
+        staleness = {str(i): counts[i] for i in range(record.num_staleness) if counts[i]}
+        return {**{name: getattr(record, name) for name in names}, "staleness": staleness}
+
+    def _native_record(self, rank):
         record, counts = library.WorkerRecord(), (ctypes.c_int64 * _STALENESS_AT_MOST)()
         core = library.core()
         core.tfdist_server_record(self._server, self.number, rank, record, counts, _STALENESS_AT_MOST)
-        staleness = {str(i): counts[i] for i in range(record.num_staleness) if counts[i]}
-        return {**{name: getattr(record, name) for name in _COUNTED}, "staleness": staleness}
+        return record, counts
 
     def _scalars(self, shard):
         return library.core().tfdist_server_scalars(self._server, self.number, shard)
@@ -128,19 +135,6 @@ class Store:
             compensation_decay=options["compensation_decay"],
             host=self._hosted.callback if self._hosted else library.HOST(),
         )
-
-
-def total(summaries):
-    """Returns the sum of what `Store.summary` gave for several stores."""
-    updates, workers = 0, {}
-    for summary in summaries:
-        updates += summary["updates"]
-        for rank, record in summary["workers"].items():
-            known = workers.setdefault(rank, {"staleness": collections.Counter()})
-            known["staleness"].update(record["staleness"])
-            for name in _COUNTED:
-                known[name] = known.get(name, 0) + record[name]
-    return {"updates": updates, "workers": workers}
 
 
 def _native_shard(shard):

@@ -14,6 +14,16 @@ def servers_of(model):
     return strategy if getattr(strategy, "uses_servers", False) else None
 
 
+class Logs(keras.callbacks.Callback):
+    """Gives a worker that had no batch in an epoch the logs of the others; comes before every callback that reads them."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        from tfdist.strategies import keras_trainer
+
+        for name, value in keras_trainer.current_call().epoch_logs.items():
+            logs.setdefault(name, value)
+
+
 class Training(keras.callbacks.Callback):
     """Begins training on the servers; comes after every callback that restores something.
 
@@ -65,9 +75,11 @@ def get_metrics_result(original, model):
 
     strategy, call = servers_of(model), keras_trainer.current_call()
     is_end_of_epoch = strategy is not None and call is not None and call.is_fit and replica_step.current() is None
-    if is_end_of_epoch and tf.executing_eagerly():
-        _end_epoch(strategy, model)
-    return original(model)
+    if not is_end_of_epoch or not tf.executing_eagerly():
+        return original(model)
+    _end_epoch(strategy, model)
+    call.epoch_logs = original(model)
+    return call.epoch_logs
 
 
 def _end_epoch(strategy, model):

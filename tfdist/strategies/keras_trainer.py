@@ -36,6 +36,7 @@ class TrainerCall:
         self.is_one_shot = is_one_shot
         self.is_fit = is_fit
         self._trains_next = is_fit
+        self.epoch_logs = {}  # of the last epoch that is over
         self._has_length = has_length
 
     def deals_next(self):
@@ -173,7 +174,8 @@ def _fit_callbacks(strategy, callbacks, initial_epoch):
             callbacks.append(callback)
         return callbacks
     callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-    return [*keras_saving.callbacks_of(strategy, callbacks), *last]
+    first = [] if strategy.is_in_step else [keras_servers.Logs()]
+    return [*first, *keras_saving.callbacks_of(strategy, callbacks), *last]
 
 
 class _AgreeOnStart(keras.callbacks.Callback):

@@ -149,7 +149,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     def rows_variable(self):
         """The row count of this thread's latest call, for functions nested in the replica function."""
         if not hasattr(self._local, "rows"):
-            with tf.init_scope(), tf.device("/device:CPU:0"):
+            with tf.init_scope(), tf.device("/device:CPU:0"), self.alone():
                 self._local.rows = tf.Variable(0, dtype=tf.int64, trainable=False, name="rows")
         return self._local.rows
 
@@ -157,7 +157,9 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
     def _create_variable(self, next_creator, **kwargs):
         kwargs.pop("colocate_with", None)
-        if self._world_size > 1 and not getattr(self._local, "is_alone", False):
+        step = replica_step.current()
+        is_alone = getattr(self._local, "is_alone", False) or (step is not None and step.is_alone)
+        if self._world_size > 1 and not is_alone:
             strategy = self._container_strategy()
             kwargs["initial_value"] = initial_value.from_chief(strategy, kwargs)
         variable = next_creator(**kwargs)

@@ -31,7 +31,8 @@ class ServerOptimizer:
         self._core = hosting.core_of(optimizer)
         self.variables = list(optimizer._trainable_variables)
         # Workers that are in step make theirs equal by themselves, see `state.reconcile`.
-        self._statistics = [v for v in statistics if state.rule_of(v) == "mean" and not strategy.is_in_step]
+        shares = strategy.world_size > 1 and not strategy.is_in_step
+        self._statistics = [v for v in statistics if shares and state.rule_of(v) == "mean"]
         self._rule, reason = hosting.rule_or_reason(optimizer, self.variables, strategy.is_in_step)
         if reason and strategy.is_chief:
             logging.warning("%s is hosted as itself by parameter server 0: %s.", type(optimizer).__name__, reason)
@@ -47,11 +48,23 @@ class ServerOptimizer:
             tensors.append(Tensor(hosting.MIRROR, (len(self._mirrored),), "float64", rules.Rule("add")))
         hosts = {"may_split": False, "servers": 1} if self._rule is None else {}
         options = hosting.options(strategy.options, optimizer, self._rule, self.variables, clips=self._clips)
+        strategy.agree("optimizer", self._description(optimizer, tensors))
         self.store = strategy.client.add_store(name, tensors, options, **hosts)
 
     def _tensor(self, variable):
         decays = bool(self._core.weight_decay) and self._core._use_weight_decay(variable)
         return Tensor(hosting.path_of(variable), tuple(variable.shape), hosting.dtype_of(variable), self._rule, decays)
+
+    def _description(self, optimizer, tensors):
+        """What must be the same on all workers; only the tails of names are."""
+        values = {
+            "class": type(optimizer).__name__,
+            "the update rule": repr(self._rule),
+            "number of tensors": len(tensors),
+        }
+        for i, tensor in enumerate(tensors):
+            values[f"tensor {i}"] = f"{tensor.name.rsplit('/')[-1]} {tensor.shape} {tensor.dtype}"
+        return values
 
     # State
 

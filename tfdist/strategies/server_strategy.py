@@ -148,7 +148,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         """Returns the `tfdist.data.dealer.Dealer` that hands out the pieces of an epoch, the same one at each call."""
         if self._dealer is None:
             take = dealer.StoreCounter(cluster.current()) if self.world_size > 1 else None
-            self._dealer = dealer.Dealer(self.world_size, take, f"strategy {self._number}")
+            self._dealer = dealer.Dealer(self.world_size, self.rank, take, f"strategy {self._number}")
         return self._dealer
 
     def batch_of_step(self, batch_size):

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -32,6 +34,19 @@ Registry& registry() {
   return *instance;
 }
 
+// Nothing may be thrown into C or Python.
+template <typename Call>
+int32_t guarded(tfdist_exchange_result* result, Call call) {
+  try {
+    return call();
+  } catch (const std::exception& error) {
+    std::memset(result, 0, sizeof(*result));
+    result->server = result->culprit = -1;
+    std::snprintf(result->text, sizeof(result->text), "The exchange with the parameter servers failed: %s.", error.what());
+    return TFDIST_INVALID;
+  }
+}
+
 tfdist::Store* find(tfdist_server* server, int32_t store) { return server->server.store(static_cast<uint32_t>(store)); }
 
 }  // namespace
@@ -60,9 +75,9 @@ int32_t tfdist_server_share_window(tfdist_server* server, int32_t store, int32_t
   }
 }
 
-int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker) {
+int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker, uint64_t client) {
   try {
-    server->server.serve(descriptor, worker);
+    server->server.serve(descriptor, worker, client);
     return TFDIST_OK;
   } catch (const std::exception&) {
     return TFDIST_INVALID;
@@ -75,8 +90,9 @@ void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64
 
 int64_t tfdist_server_updates(tfdist_server* server, int32_t store) { return find(server, store)->updates(); }
 
-void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, int32_t is_active) {
-  find(server, store)->set_active(worker, is_active != 0);
+void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, uint64_t client,
+                              int32_t is_active) {
+  find(server, store)->set_active(worker, client, is_active != 0);
 }
 
 void* tfdist_server_array(tfdist_server* server, int32_t store, int32_t shard, int32_t slot) {
@@ -98,8 +114,8 @@ void tfdist_server_record(tfdist_server* server, int32_t store, int32_t worker, 
                           int64_t* staleness, int32_t capacity) {
   const tfdist::WorkerRecord found = find(server, store)->record(worker);
   const auto bytes = server->server.transferred(worker);
-  *record = {found.pushes, found.dropped, bytes.first, bytes.second, found.waited_seconds,
-             static_cast<int32_t>(found.staleness.size())};
+  *record = {found.pushes, found.dropped, bytes.first, bytes.second, found.sequence, found.waited_seconds,
+             found.last_seconds - found.first_seconds, static_cast<int32_t>(found.staleness.size())};
   std::copy_n(found.staleness.begin(), std::min(found.staleness.size(), static_cast<size_t>(capacity)), staleness);
 }
 
@@ -151,21 +167,21 @@ void tfdist_client_begin_generation(tfdist_client* client, int32_t store, uint64
 
 int32_t tfdist_client_exchange(tfdist_client* client, int32_t store, const tfdist_exchange* call,
                                tfdist_exchange_result* result) {
-  return client->client.exchange(store, *call, result);
+  return guarded(result, [&] { return client->client.exchange(store, *call, result); });
 }
 
 int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchange_result* result) {
-  return client->client.flush(store, result);
+  return guarded(result, [&] { return client->client.flush(store, result); });
 }
 
 int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot, const tfdist_span* spans,
                                int32_t num_spans, tfdist_exchange_result* result) {
-  return client->client.transfer(store, writes != 0, slot, spans, num_spans, result);
+  return guarded(result, [&] { return client->client.transfer(store, writes != 0, slot, spans, num_spans, result); });
 }
 
 int32_t tfdist_client_pull_rows(tfdist_client* client, int32_t store, int32_t tensor, const int64_t* rows,
                                 int64_t num_rows, void* target, tfdist_exchange_result* result) {
-  return client->client.pull_rows(store, tensor, rows, num_rows, target, result);
+  return guarded(result, [&] { return client->client.pull_rows(store, tensor, rows, num_rows, target, result); });
 }
 
 }  // extern "C"

@@ -19,15 +19,17 @@ class Channel {
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
 
-  void set_timeout(double seconds) { timeout_seconds_ = seconds; }
-  double timeout() const { return timeout_seconds_; }
-
   Result send(const void* data, size_t bytes);
   Result send(iovec* parts, int count);  // changes `parts`
   Result receive(void* target, size_t bytes);
   Result await();  // for as long as it takes, until there is something to receive
   void shut_down();  // wakes whoever blocks here, for good
 
+  // Bytes that went by shared memory instead count as well.
+  void count_shared(size_t received, size_t sent) {
+    received_bytes_ += static_cast<int64_t>(received);
+    sent_bytes_ += static_cast<int64_t>(sent);
+  }
   int64_t sent_bytes() const { return sent_bytes_; }
   int64_t received_bytes() const { return received_bytes_; }
 
@@ -35,7 +37,7 @@ class Channel {
   Result wait_for(short events, int64_t deadline_ns) const;
 
   const int descriptor_;
-  std::atomic<double> timeout_seconds_;
+  const double timeout_seconds_;
   std::atomic<int64_t> sent_bytes_{0}, received_bytes_{0};
 };
 

@@ -1,23 +1,16 @@
 #include "parameter_server/client.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "common/copy.h"
-#include "common/reduce.h"
-#include "parameter_server/finite.h"
 
 namespace tfdist {
 namespace {
 
-constexpr size_t kSwapBytes = 1 << 14;  // stays in the L1 cache
-constexpr int kPartsAtMost = 512;       // of one system call
-
-size_t padded(size_t bytes) { return (bytes + 7) / 8 * 8; }
-
-int code_of(Channel::Result result) {
-  return result == Channel::Result::kDone ? TFDIST_OK : result == Channel::Result::kTimeout ? TFDIST_TIMEOUT : TFDIST_SERVER_LOST;
-}
+constexpr int kPartsAtMost = 512;        // of one system call
+constexpr double kPatienceFactor = 1.25;  // the server, which knows who is missing, is to speak first
 
 std::vector<int32_t> selection(const tfdist_exchange& call) {
   std::vector<int32_t> tensors;
@@ -30,14 +23,21 @@ std::vector<int32_t> selection(const tfdist_exchange& call) {
 
 }  // namespace
 
+int code_of(Channel* channel, Channel::Result result) {
+  if (result == Channel::Result::kDone) return TFDIST_OK;
+  channel->shut_down();
+  return result == Channel::Result::kTimeout ? TFDIST_TIMEOUT : TFDIST_SERVER_LOST;
+}
+
 Client::Client(int rank, int num_servers, const char* const* addresses, const int* sockets, double timeout_seconds)
     : rank_(rank),
       timeout_seconds_(timeout_seconds),
       addresses_(addresses, addresses + num_servers),
       row_sides_(static_cast<size_t>(num_servers)) {
   for (int server = 0; server < num_servers; ++server) {
-    channels_.push_back(std::make_unique<Channel>(sockets[2 * server], timeout_seconds));
-    row_channels_.push_back(std::make_unique<Channel>(sockets[2 * server + 1], timeout_seconds));
+    const double patience_seconds = kPatienceFactor * timeout_seconds;
+    channels_.push_back(std::make_unique<Channel>(sockets[2 * server], patience_seconds));
+    row_channels_.push_back(std::make_unique<Channel>(sockets[2 * server + 1], patience_seconds));
   }
 }
 
@@ -59,94 +59,23 @@ int Client::add_store(const tfdist_client_store& description) {
     side.is_shared = window >= 0;
     side.window = Memory(static_cast<size_t>(description.window_bytes[server]), window);
   }
-  std::lock_guard<std::mutex> lock(mutex_);
+  store->sequence = description.sequence;
+  std::lock_guard<std::mutex> lock(stores_mutex_);
   stores_.push_back(std::move(store));
   return static_cast<int>(stores_.size()) - 1;
 }
 
-void Client::begin_generation(int store, uint64_t generation, int64_t updates) {
+Client::Store* Client::find(int store) {
+  std::lock_guard<std::mutex> lock(stores_mutex_);
+  return stores_[static_cast<size_t>(store)].get();
+}
+
+void Client::begin_generation(int index, uint64_t generation, int64_t updates) {
   std::lock_guard<std::mutex> lock(mutex_);
-  find(store)->generation = generation;
-  for (Side& side : find(store)->sides) side.updates = updates;
-}
-
-void Client::lay_out(Store* store, const tfdist_exchange& call, uint16_t flags) {
-  for (Side& side : store->sides) {
-    side.entries.clear();
-    side.pieces.clear();
-    side.rows.clear();
-    side.dense_bytes = 0;
-  }
-  for (int32_t i = 0; i < call.num_dense; ++i) {
-    const tfdist_exchange_dense& dense = call.dense[i];
-    const ClientTensor& tensor = store->tensors[static_cast<size_t>(dense.tensor)];
-    const size_t size = element_size(tensor.dtype);
-    const auto at = [](const void* base, size_t offset) {
-      return base == nullptr ? nullptr : static_cast<char*>(const_cast<void*>(base)) + offset;
-    };
-    for (const Part& part : tensor.parts) {
-      Side& side = store->sides[static_cast<size_t>(part.server)];
-      const size_t begin = static_cast<size_t>(part.begin) * size, bytes = static_cast<size_t>(part.elements) * size;
-      side.entries.push_back(Entry{part.shard, EntryKind::kDense, flags, 0});
-      side.pieces.push_back(Piece{dense.tensor, side.dense_bytes, bytes, (flags & kPush) ? at(dense.gradient, begin) : nullptr,
-                                  at(dense.current, begin), (flags & kPull) ? at(dense.fresh, begin) : nullptr});
-      side.dense_bytes += aligned(bytes);
-    }
-  }
-  for (int32_t i = 0; i < call.num_rows; ++i) add_rows(store, call.rows[i], flags);
-}
-
-void Client::add_rows(Store* store, const tfdist_exchange_rows& rows, uint16_t flags) {
-  const ClientTensor& tensor = store->tensors[static_cast<size_t>(rows.tensor)];
-  const size_t size = element_size(tensor.dtype), row_bytes = static_cast<size_t>(tensor.row_elements) * size;
-  for (const Part& part : tensor.parts) {
-    Side& side = store->sides[static_cast<size_t>(part.server)];
-    const int64_t first = part.begin / tensor.row_elements, last = first + part.elements / tensor.row_elements;
-    const bool is_outermost = &part == &tensor.parts.back();  // an index out of range is the server's to refuse
-    std::vector<int64_t> chosen;
-    for (int64_t k = 0; k < rows.num_rows; ++k) {
-      const int64_t row = rows.indices[k];
-      if ((row >= first && row < last) || (is_outermost && (row >= last || row < 0))) chosen.push_back(k);
-    }
-    const bool pushes = (flags & kPush) != 0, pulls = rows.fresh != nullptr && (flags & kPull) != 0;
-    const size_t begin = side.rows.size(), count = pushes ? chosen.size() : 0;
-    side.rows.resize(begin + count * sizeof(int64_t) + padded(count * row_bytes));
-    char* next = side.rows.data() + begin;
-    for (size_t i = 0; i < count; ++i, next += sizeof(int64_t)) {
-      const int64_t row = rows.indices[chosen[i]] - first;
-      std::memcpy(next, &row, sizeof(row));
-    }
-    for (size_t i = 0; i < count; ++i, next += row_bytes) {
-      std::memcpy(next, static_cast<const char*>(rows.values) + static_cast<size_t>(chosen[i]) * row_bytes, row_bytes);
-    }
-    const auto entry_flags = static_cast<uint16_t>((pushes ? kPush : 0) | (pulls ? kPull : 0));
-    side.entries.push_back(Entry{part.shard, EntryKind::kRows, entry_flags, static_cast<int64_t>(count)});
-    if (!pulls) continue;
-    const size_t offset = static_cast<size_t>(part.begin) * size, bytes = static_cast<size_t>(part.elements) * size;
-    side.pieces.push_back(Piece{rows.tensor, side.dense_bytes, bytes, nullptr,
-                                static_cast<const char*>(rows.current) + offset, static_cast<char*>(rows.fresh) + offset});
-    side.dense_bytes += aligned(bytes);
-  }
-}
-
-// Copies gradients into the window, or exchanges them for the answer that lies there. Returns the tensor whose gradient
-// is not finite, or -1.
-int32_t Client::fill(const Side& side, const Store& store, bool swaps) {
-  int32_t culprit = -1;
-  char answer[kSwapBytes];
-  for (const Piece& piece : side.pieces) {
-    char* window = side.window.data() + piece.offset;
-    const int32_t dtype = store.tensors[static_cast<size_t>(piece.tensor)].dtype;
-    for (size_t begin = 0; begin < piece.bytes; begin += kSwapBytes) {
-      const size_t bytes = std::min(kSwapBytes, piece.bytes - begin);
-      if (swaps) copy_bytes(answer, window + begin, bytes);
-      if (piece.gradient != nullptr && !copy_finite(dtype, window + begin, piece.gradient + begin, bytes)) {
-        if (culprit < 0) culprit = piece.tensor;
-      }
-      if (swaps && piece.fresh != nullptr) copy_bytes(piece.fresh + begin, answer, bytes);
-    }
-  }
-  return culprit;
+  Store* store = find(index);
+  store->generation = generation;
+  store->is_in_flight = false;
+  for (Side& side : store->sides) side.updates = updates;
 }
 
 int Client::send(Side* side, size_t server, const RequestHeader& header) {
@@ -159,13 +88,13 @@ int Client::send(Side* side, size_t server, const RequestHeader& header) {
     const Piece& piece = side->pieces[i];
     if (piece.gradient == nullptr) continue;
     if (count == kPartsAtMost) {
-      const int code = code_of(channel.send(parts, count));
+      const int code = code_of(&channel, channel.send(parts, count));
       if (code != TFDIST_OK) return code;
       count = 0;
     }
     parts[count++] = {side->window.data() + piece.offset, piece.bytes};
   }
-  return code_of(channel.send(parts, count));
+  return code_of(&channel, channel.send(parts, count));
 }
 
 int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const tfdist_exchange* call) {
@@ -198,69 +127,88 @@ int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const t
 }
 
 int Client::receive_header(Side* side, Channel* channel) {
-  int code = code_of(channel->receive(&side->reply, sizeof(side->reply)));
+  side->text.clear();
+  const int code = code_of(channel, channel->receive(&side->reply, sizeof(side->reply)));
   if (code != TFDIST_OK) return code;
   if (side->reply.magic != kReplyMagic || side->reply.check != check_of(side->reply)) {
     side->text = "the answer cannot be understood";
+    channel->shut_down();
     return TFDIST_INVALID;
   }
-  side->text.resize(side->reply.text_bytes);
-  code = code_of(channel->receive(&side->text[0], side->text.size()));
-  return code != TFDIST_OK ? code : side->reply.code;
+  if (side->reply.code == TFDIST_OK) return TFDIST_OK;
+  std::string text(side->reply.text_bytes, ' ');
+  const int received = code_of(channel, channel->receive(&text[0], text.size()));
+  side->text = text;
+  return received != TFDIST_OK ? received : side->reply.code;
 }
 
 // To where they belong, or to the window.
 int Client::receive_pieces(Side* side, Channel* channel, bool to_window) {
   uint64_t reach = 0;
+  const auto reach_to = [&](size_t end) {
+    int code = TFDIST_OK;
+    while (reach < end && code == TFDIST_OK) code = code_of(channel, channel->receive(&reach, sizeof(reach)));
+    return code;
+  };
   for (const Piece& piece : side->pieces) {
     if (piece.fresh == nullptr) continue;
     char* window = side->window.data() + piece.offset;
     if (!side->is_shared) {
-      const int code = code_of(channel->receive(to_window ? window : piece.fresh, piece.bytes));
+      const int code = code_of(channel, channel->receive(to_window ? window : piece.fresh, piece.bytes));
       if (code != TFDIST_OK) return code;
       continue;
     }
-    while (reach < piece.offset + piece.bytes) {
-      const int code = code_of(channel->receive(&reach, sizeof(reach)));
-      if (code != TFDIST_OK) return code;
-    }
+    const int code = reach_to(piece.offset + piece.bytes);
+    if (code != TFDIST_OK) return code;
     if (!to_window) copy_bytes(piece.fresh, window, piece.bytes);
   }
-  while (side->is_shared && reach < side->reply.dense_bytes) {
-    const int code = code_of(channel->receive(&reach, sizeof(reach)));
-    if (code != TFDIST_OK) return code;
-  }
-  return TFDIST_OK;
+  return side->is_shared ? reach_to(side->reply.dense_bytes) : TFDIST_OK;
 }
 
-int Client::conclude(Store* store, int code, size_t server, tfdist_exchange_result* result) {
+// Every server that was asked is listened to, even if another has failed: the next answer must be the next one's.
+void Client::receive_all(Store* store, bool is_of_parameters, Failure* failure) {
+  for (size_t server = 0; server < store->sides.size(); ++server) {
+    Side& side = store->sides[server];
+    if (!side.is_asked) continue;
+    side.is_asked = false;
+    int code = receive_header(&side, channels_[server].get());
+    if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), false);
+    failure->add(code, server, side);
+    if (code == TFDIST_OK) side.last = side.reply;
+    if (code == TFDIST_OK && is_of_parameters) side.updates = side.reply.updates;
+  }
+}
+
+int Client::conclude(const Store& store, const Failure& failure, tfdist_exchange_result* result) const {
   std::memset(result, 0, sizeof(*result));
   result->server = result->culprit = -1;
-  for (const Side& side : store->sides) {
+  for (const Side& side : store.sides) {
     if (side.entries.empty()) continue;
     result->updates = std::max(result->updates, side.updates);
-    result->staleness = std::max(result->staleness, side.reply.staleness);
-    result->waited_seconds = std::max(result->waited_seconds, side.reply.waited_seconds);
-    result->is_dropped |= side.reply.is_dropped != 0;
+    result->staleness = std::max(result->staleness, side.last.staleness);
+    result->waited_seconds = std::max(result->waited_seconds, side.last.waited_seconds);
+    result->is_dropped |= side.last.is_dropped != 0;
   }
-  return code == TFDIST_OK ? code : fail(code, server, store->sides[server].text, result);
+  return failure.is_none() ? TFDIST_OK : fail(failure, result);
 }
 
-int Client::fail(int code, size_t server, const std::string& text, tfdist_exchange_result* result) const {
-  result->server = static_cast<int32_t>(server);
-  std::string cause = text, remedy;
-  if (code == TFDIST_SERVER_LOST) {
-    cause = "it closed the connection";
+int Client::fail(const Failure& failure, tfdist_exchange_result* result) const {
+  result->server = static_cast<int32_t>(failure.server);
+  std::string cause = failure.text, remedy;
+  if (failure.code == TFDIST_SERVER_LOST) {
+    cause = "its connection is closed";
     remedy = " See its output for why it ended.";
-  } else if (code == TFDIST_TIMEOUT && text.empty()) {
-    cause = "it did not answer within timeout " + std::to_string(static_cast<int>(timeout_seconds_)) + " s";
+  } else if (failure.code == TFDIST_TIMEOUT && cause.empty()) {
+    char text[96];
+    std::snprintf(text, sizeof(text), "it did not answer within timeout %g s", timeout_seconds_);
+    cause = text;
     remedy = " See whether it runs, and whether the network between is up.";
   }
-  const std::string whole = "The exchange with parameter server " + std::to_string(server) + " at " + addresses_[server] +
-                            " failed on rank " + std::to_string(rank_) + " after " + std::to_string(result->updates) +
-                            " updates: " + cause + "." + remedy;
+  const std::string whole = "The exchange with parameter server " + std::to_string(failure.server) + " at " +
+                            addresses_[failure.server] + " failed on rank " + std::to_string(rank_) + " after " +
+                            std::to_string(result->updates) + " updates: " + cause + "." + remedy;
   std::strncpy(result->text, whole.c_str(), sizeof(result->text) - 1);
-  return code;
+  return failure.code;
 }
 
 int Client::not_finite(const Store& store, int32_t tensor, tfdist_exchange_result* result) const {
@@ -274,57 +222,80 @@ int Client::not_finite(const Store& store, int32_t tensor, tfdist_exchange_resul
   return TFDIST_NOT_FINITE;
 }
 
-int Client::settle(Store* store) {
-  int code = TFDIST_OK;
+Client::Failure Client::settle(Store* store) {
+  Failure failure = store->late;
+  store->late = Failure{};
   for (size_t server = 0; server < store->sides.size(); ++server) {
     Side& side = store->sides[server];
     if (!side.is_asked) continue;
     side.is_asked = false;
-    int own = TFDIST_OK;
+    int code = TFDIST_OK;
     if (side.pending.valid()) {
-      own = side.pending.get();
+      code = side.pending.get();
     } else {
-      own = receive_header(&side, channels_[server].get());
-      if (own == TFDIST_OK) own = receive_pieces(&side, channels_[server].get(), true);
+      code = receive_header(&side, channels_[server].get());
+      if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), true);
     }
-    if (own != TFDIST_OK && code == TFDIST_OK) {
-      code = own;
-      failed_ = server;
-    }
+    if (code == TFDIST_OK) side.last = side.reply;
+    failure.add(code, server, side);
   }
-  return code;
+  if (!failure.is_none()) store->is_in_flight = false;
+  return failure;
 }
 
-int Client::settle_everybody_but(Store* store) {
-  for (auto& other : stores_) {
-    if (other.get() == store) continue;
-    const int code = settle(other.get());
-    if (code != TFDIST_OK) return code;
+Client::Failure Client::settle_all(Store* store) {
+  std::vector<Store*> others;
+  {
+    std::lock_guard<std::mutex> lock(stores_mutex_);
+    for (auto& other : stores_) {
+      if (other.get() != store) others.push_back(other.get());
+    }
   }
-  return TFDIST_OK;
+  for (Store* other : others) {
+    Failure failure = settle(other);
+    if (!failure.is_none()) other->late = std::move(failure);
+  }
+  return settle(store);
+}
+
+void Client::ask_all(Store* store, RequestKind kind, int slot, const tfdist_exchange* call, Failure* failure) {
+  for (size_t server = 0; server < store->sides.size() && failure->is_none(); ++server) {
+    if (store->sides[server].entries.empty()) continue;
+    failure->add(ask(store, server, kind, slot, call), server, store->sides[server]);
+  }
+}
+
+// What the worker goes on with is the answer to the push before, or, at first, what it has.
+void Client::leave_in_flight(Store* store, std::vector<int32_t> chosen, bool swaps) {
+  store->is_in_flight = true;
+  store->in_flight = std::move(chosen);
+  for (Side& side : store->sides) {
+    if (swaps) side.updates = side.last.updates;
+    for (const Piece& piece : side.pieces) {
+      if (!swaps && piece.fresh != nullptr && piece.fresh != piece.current) {
+        copy_bytes(piece.fresh, piece.current, piece.bytes);
+      }
+    }
+  }
 }
 
 int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  int code = settle_everybody_but(store);
-  if (code == TFDIST_OK) code = settle(store);
-  if (code != TFDIST_OK) return conclude(store, code, failed_, result);
-  const std::vector<int32_t> chosen = selection(call);
-  const bool swaps = store->is_in_flight && call.prefetch && chosen == store->in_flight;
-  for (Side& side : store->sides) side.answered = side.reply.updates;
-  store->is_in_flight = false;
-  lay_out(store, call, call.is_pushed ? kPush | kPull : kPull);
-  int32_t culprit = -1;
-  for (const Side& side : store->sides) culprit = std::max(culprit, fill(side, *store, swaps));
+  Failure failure = settle_all(store);
+  if (!failure.is_none()) return conclude(*store, failure, result);
   for (int32_t i = 0; i < call.num_rows; ++i) {
     const ClientTensor& tensor = store->tensors[static_cast<size_t>(call.rows[i].tensor)];
-    const auto bytes = static_cast<size_t>(call.rows[i].num_rows * tensor.row_elements) * element_size(tensor.dtype);
-    if (!is_finite(tensor.dtype, call.rows[i].values, bytes)) culprit = call.rows[i].tensor;
+    if (!check_rows(tensor, call.rows[i].indices, call.rows[i].num_rows, result)) return TFDIST_INVALID;
   }
+  std::vector<int32_t> chosen = selection(call);
+  const bool swaps = store->is_in_flight && call.prefetch && chosen == store->in_flight;
+  store->is_in_flight = false;
+  lay_out(store, call, call.is_pushed ? kPush | kPull : kPull);
+  const int32_t culprit = fill_all(*store, call, swaps);
   const bool is_bad = culprit >= 0 && call.not_finite != TFDIST_PASS;
   if (is_bad && call.not_finite == TFDIST_RAISE) {
-    conclude(store, TFDIST_OK, 0, result);
+    conclude(*store, failure, result);
     return not_finite(*store, culprit, result);
   }
   // Others wait for a synchronous worker, with a gradient or without.
@@ -332,53 +303,28 @@ int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_res
   ++store->sequence;
   tfdist_exchange sent = call;
   if (is_bad) sent.weight = 0;
-  for (size_t server = 0; server < store->sides.size(); ++server) {
-    if (store->sides[server].entries.empty()) continue;
-    code = ask(store, server, RequestKind::kExchange, 0, &sent);
-    if (code != TFDIST_OK) return conclude(store, code, server, result);
-  }
-  if (call.prefetch) {
-    store->is_in_flight = true;
-    store->in_flight = chosen;
-    for (Side& side : store->sides) {
-      if (swaps) side.updates = side.answered;
-      for (const Piece& piece : side.pieces) {
-        if (!swaps && piece.fresh != nullptr) copy_bytes(piece.fresh, piece.current, piece.bytes);
-      }
-    }
-    conclude(store, TFDIST_OK, 0, result);
-    result->is_skipped = is_bad;
-    return TFDIST_OK;
-  }
-  for (size_t server = 0; server < store->sides.size(); ++server) {
-    Side& side = store->sides[server];
-    if (!side.is_asked) continue;
-    side.is_asked = false;
-    code = receive_header(&side, channels_[server].get());
-    if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), false);
-    if (code != TFDIST_OK) return conclude(store, code, server, result);
-    side.updates = side.reply.updates;
-  }
-  conclude(store, TFDIST_OK, 0, result);
+  ask_all(store, RequestKind::kExchange, 0, &sent, &failure);
+  if (!call.prefetch) receive_all(store, true, &failure);
+  if (call.prefetch && failure.is_none()) leave_in_flight(store, std::move(chosen), swaps);
+  const int code = conclude(*store, failure, result);
   result->is_skipped = is_bad;
-  return TFDIST_OK;
+  return code;
 }
 
 int Client::flush(int index, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  const int code = settle(store);
+  const Failure failure = settle(store);
   store->is_in_flight = false;
-  return conclude(store, code, failed_, result);
+  return conclude(*store, failure, result);
 }
 
 int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans, int num_spans,
                      tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  int code = settle_everybody_but(store);
-  if (code == TFDIST_OK) code = settle(store);
-  if (code != TFDIST_OK) return conclude(store, code, failed_, result);
+  Failure failure = settle_all(store);
+  if (!failure.is_none()) return conclude(*store, failure, result);
   store->is_in_flight = false;
   std::vector<tfdist_exchange_dense> dense;
   for (int i = 0; i < num_spans; ++i) {
@@ -389,69 +335,10 @@ int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans,
   call.dense = dense.data();
   call.num_dense = static_cast<int32_t>(dense.size());
   lay_out(store, call, writes ? kPush : kPull);
-  for (size_t server = 0; server < store->sides.size(); ++server) {
-    Side& side = store->sides[server];
-    if (side.entries.empty()) continue;
-    if (writes) fill(side, *store, false);
-    code = ask(store, server, writes ? RequestKind::kWrite : RequestKind::kRead, slot, nullptr);
-    if (code != TFDIST_OK) return conclude(store, code, server, result);
-    side.is_asked = false;
-    code = receive_header(&side, channels_[server].get());
-    if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), false);
-    if (code != TFDIST_OK) return conclude(store, code, server, result);
-    if (slot == 0) side.updates = side.reply.updates;
-  }
-  return conclude(store, TFDIST_OK, 0, result);
-}
-
-int Client::pull_rows(int index, int tensor_index, const int64_t* rows, int64_t num_rows, void* target,
-                      tfdist_exchange_result* result) {
-  Store* store;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    store = find(index);
-  }
-  std::lock_guard<std::mutex> lock(row_mutex_);
-  const ClientTensor& tensor = store->tensors[static_cast<size_t>(tensor_index)];
-  const size_t row_bytes = static_cast<size_t>(tensor.row_elements) * element_size(tensor.dtype);
-  std::vector<std::vector<int64_t>> wanted(tensor.parts.size()), positions(tensor.parts.size());
-  for (int64_t k = 0; k < num_rows; ++k) {
-    size_t p = 0;
-    while (p + 1 < tensor.parts.size() && rows[k] * tensor.row_elements >= tensor.parts[p + 1].begin) ++p;
-    wanted[p].push_back(rows[k] - tensor.parts[p].begin / tensor.row_elements);
-    positions[p].push_back(k);
-  }
-  std::memset(result, 0, sizeof(*result));
-  result->server = result->culprit = -1;
-  for (size_t p = 0; p < tensor.parts.size(); ++p) {  // ask all, then read all: the servers work at the same time
-    if (wanted[p].empty()) continue;
-    const auto server = static_cast<size_t>(tensor.parts[p].server);
-    Entry entry{tensor.parts[p].shard, EntryKind::kRows, 0, static_cast<int64_t>(wanted[p].size())};
-    RequestHeader header;
-    header.kind = RequestKind::kRows;
-    header.store = store->sides[server].store;
-    header.num_entries = 1;
-    header.row_bytes = wanted[p].size() * sizeof(int64_t);
-    header.check = check_of(header);
-    iovec parts[3] = {{&header, sizeof(header)}, {&entry, sizeof(entry)}, {wanted[p].data(), header.row_bytes}};
-    const int code = code_of(row_channels_[server]->send(parts, 3));
-    if (code != TFDIST_OK) return fail(code, server, "", result);
-  }
-  for (size_t p = 0; p < tensor.parts.size(); ++p) {
-    if (wanted[p].empty()) continue;
-    const auto server = static_cast<size_t>(tensor.parts[p].server);
-    Side& side = row_sides_[server];
-    int code = receive_header(&side, row_channels_[server].get());
-    if (code != TFDIST_OK) return fail(code, server, side.text, result);
-    side.rows.resize(side.reply.row_bytes);
-    code = code_of(row_channels_[server]->receive(side.rows.data(), side.rows.size()));
-    if (code != TFDIST_OK) return fail(code, server, side.text, result);
-    for (size_t i = 0; i < positions[p].size(); ++i) {
-      std::memcpy(static_cast<char*>(target) + static_cast<size_t>(positions[p][i]) * row_bytes,
-                  side.rows.data() + i * row_bytes, row_bytes);
-    }
-  }
-  return TFDIST_OK;
+  if (writes) fill_all(*store, call, false);
+  ask_all(store, writes ? RequestKind::kWrite : RequestKind::kRead, slot, nullptr, &failure);
+  receive_all(store, slot == 0, &failure);
+  return conclude(*store, failure, result);
 }
 
 void Client::close() {

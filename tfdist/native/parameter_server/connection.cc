@@ -1,13 +1,14 @@
 #include "parameter_server/connection.h"
 
 #include <algorithm>
-#include <cstring>
+#include <exception>
 
 namespace tfdist {
 namespace {
 
 constexpr size_t kPartBytes = 1 << 21;  // of an answer in shared memory: the worker copies it while the next is made
 constexpr size_t kRowBytesAtMost = size_t{1} << 32;
+constexpr int64_t kRowsAtMost = int64_t{1} << 32;
 
 size_t padded(size_t bytes) { return (bytes + 7) / 8 * 8; }
 
@@ -25,7 +26,11 @@ size_t lay_out(Store* store, const std::vector<Entry>& entries, std::vector<size
 }
 
 void Connection::serve() {
-  while (done(channel_->await()) && serve_one()) {
+  try {
+    while (done(channel_->await()) && serve_one()) {
+    }
+  } catch (const std::exception& error) {  // there is no memory for what is asked
+    refuse(TFDIST_INVALID, std::string("the request could not be served: ") + error.what());
   }
 }
 
@@ -40,69 +45,98 @@ bool Connection::serve_one() {
   return false;
 }
 
-// What is not understood ends the connection: nothing that follows could be.
+// What is not understood ends the connection, after a word about it: nothing that follows could be understood.
 bool Connection::receive_request() {
   RequestHeader& header = push_.header;
   if (!done(channel_->receive(&header, sizeof(header)))) return false;
   store_ = server_->store(header.store);
   const bool is_header = header.magic == kRequestMagic && header.version == 1 && header.check == check_of(header) &&
-                         store_ != nullptr && header.num_entries <= kEntriesAtMost && header.row_bytes <= kRowBytesAtMost;
-  if (!is_header) return false;
+                         store_ != nullptr && header.num_entries <= kEntriesAtMost &&
+                         header.row_bytes <= kRowBytesAtMost && header.base >= 0;
+  if (!is_header) return give_up("its header");
   push_.worker = worker_;
   push_.entries.resize(header.num_entries);
   if (!done(channel_->receive(push_.entries.data(), header.num_entries * sizeof(Entry)))) return false;
-  if (!is_sound()) return false;
+  if (!is_sound()) return give_up("its list of tensors");
+  if (lay_out(store_, push_.entries, &offsets_) != header.dense_bytes) return give_up("its size");
+  if (!open_window()) return give_up("its window of shared memory");
   rows_.resize(header.row_bytes);
   if (!done(channel_->receive(rows_.data(), rows_.size()))) return false;
   return receive_dense();
 }
 
+bool Connection::give_up(const char* what) {
+  refuse(TFDIST_INVALID, std::string("a request cannot be understood: ") + what + " makes no sense");
+  return false;
+}
+
 bool Connection::is_sound() const {
+  const RequestKind kind = push_.header.kind;
+  const bool is_exchange = kind == RequestKind::kExchange;
   size_t row_bytes = 0;
   for (const Entry& entry : push_.entries) {
-    if (entry.shard >= store_->num_shards() || entry.num_rows < 0 || entry.num_rows > (int64_t{1} << 32)) return false;
-    if (entry.kind == EntryKind::kDense) continue;
-    if (entry.kind != EntryKind::kRows) return false;
-    const auto count = static_cast<size_t>(entry.num_rows);
-    row_bytes += count * sizeof(int64_t);
-    const bool has_values = push_.header.kind == RequestKind::kExchange;
-    if (has_values) row_bytes += padded(count * store_->shard(entry.shard).row_bytes());
+    const bool is_rows = entry.kind == EntryKind::kRows;
+    if (entry.shard >= store_->num_shards() || entry.num_rows < 0 || entry.num_rows > kRowsAtMost) return false;
+    if (!is_rows && (entry.kind != EntryKind::kDense || entry.num_rows != 0)) return false;
+    if (!is_exchange && is_rows != (kind == RequestKind::kRows)) return false;
+    if (kind == RequestKind::kRead && entry.flags != kPull) return false;
+    if (kind == RequestKind::kWrite && entry.flags != kPush) return false;
+    if (kind == RequestKind::kRows && entry.flags != 0) return false;
+    row_bytes += bytes_of_rows(entry);
+    if (row_bytes > kRowBytesAtMost) return false;
   }
   return row_bytes == push_.header.row_bytes;
 }
 
-bool Connection::travels(size_t entry) const {
+// What a request says of an entry's rows: their indices, and values that are pushed.
+size_t Connection::bytes_of_rows(const Entry& entry) const {
+  if (entry.kind != EntryKind::kRows) return 0;
+  const auto count = static_cast<size_t>(entry.num_rows);
+  const bool has_values = push_.header.kind == RequestKind::kExchange;
+  return count * sizeof(int64_t) + (has_values ? padded(count * store_->shard(entry.shard).row_bytes()) : 0);
+}
+
+bool Connection::pushes_dense(size_t entry) const {
   return push_.entries[entry].kind == EntryKind::kDense && (push_.entries[entry].flags & kPush) != 0;
 }
 
-bool Connection::receive_dense() {
+bool Connection::open_window() {
   const RequestHeader& header = push_.header;
-  const bool is_shared = (header.flags & kShared) != 0;
-  if (lay_out(store_, push_.entries, &offsets_) != header.dense_bytes) return false;
-  Memory* window = is_shared ? server_->window(header.store, worker_) : &received_;
-  if (is_shared && (window == nullptr || window->bytes() < header.dense_bytes)) return false;
-  if (!is_shared && received_.bytes() < header.dense_bytes) received_ = Memory(header.dense_bytes);
-  push_.window = window->data();
+  if (is_shared()) {
+    push_.memory = server_->window(header.store, worker_);
+    if (push_.memory == nullptr || push_.memory->bytes() < header.dense_bytes) return false;
+  } else {
+    if (received_ == nullptr || received_->bytes() < header.dense_bytes) {
+      received_ = std::make_shared<Memory>(header.dense_bytes);
+    }
+    push_.memory = received_;
+  }
+  push_.window = push_.memory->data();
+  return true;
+}
+
+bool Connection::receive_dense() {
   push_.gradients.clear();
   const char* next = rows_.data();
+  size_t shared_bytes = 0;
   for (size_t i = 0; i < push_.entries.size(); ++i) {
     const Entry& entry = push_.entries[i];
+    const size_t bytes = store_->shard(entry.shard).bytes();
     Gradient gradient;
     if (entry.kind == EntryKind::kDense) {
       gradient.dense = push_.window + offsets_[i];
     } else {
       gradient.num_rows = entry.num_rows;
       gradient.rows = reinterpret_cast<const int64_t*>(next);
-      next += static_cast<size_t>(entry.num_rows) * sizeof(int64_t);
-      gradient.values = next;
-      if (header.kind == RequestKind::kExchange) {
-        next += padded(static_cast<size_t>(entry.num_rows) * store_->shard(entry.shard).row_bytes());
-      }
+      gradient.values = next + static_cast<size_t>(entry.num_rows) * sizeof(int64_t);
+      next += bytes_of_rows(entry);
     }
     push_.gradients.push_back(gradient);
-    if (is_shared || !travels(i)) continue;
-    if (!done(channel_->receive(push_.window + offsets_[i], store_->shard(entry.shard).bytes()))) return false;
+    if (!pushes_dense(i)) continue;
+    shared_bytes += bytes;
+    if (!is_shared() && !done(channel_->receive(push_.window + offsets_[i], bytes))) return false;
   }
+  if (is_shared()) channel_->count_shared(shared_bytes, 0);
   return true;
 }
 
@@ -131,82 +165,97 @@ bool Connection::exchange() {
   if (!check_rows(&text)) return refuse(TFDIST_INVALID, text);
   const bool pushes = std::any_of(push_.entries.begin(), push_.entries.end(),
                                   [](const Entry& entry) { return (entry.flags & kPush) != 0; });
-  Outcome outcome;
-  outcome.updates = store_->updates();
-  bool is_fresh = false;  // the window holds the parameters already
-  if (!pushes) {
-  } else if (store_->mode == TFDIST_SYNCHRONOUS) {
-    outcome = store_->contribute(&push_, server_->timeout_seconds());
-  } else if (store_->is_hosted()) {
-    outcome = store_->begin(push_);
+  if (!pushes) return answer(Outcome{});
+  if (store_->mode == TFDIST_SYNCHRONOUS) return answer(store_->contribute(&push_, server_->timeout_seconds()));
+  Outcome outcome = store_->begin(push_);
+  if (outcome.is_repeated) return answer(outcome);
+  if (store_->is_hosted()) {
     store_->apply_hosted(push_, &outcome);
-    if (outcome.code == TFDIST_OK && store_->mode == TFDIST_BOUNDED) {
-      store_->wait_for_slower(worker_, server_->timeout_seconds(), &outcome);
-    }
+  } else if (!store_->must_wait(worker_)) {
+    return apply_and_send(outcome);
   } else {
-    outcome = store_->begin(push_);
-    const bool is_bounded = store_->mode == TFDIST_BOUNDED;
-    if (!is_bounded && !reply(outcome, 0, push_.header.dense_bytes)) return false;
-    for (size_t i = 0, sent = 0; i < push_.entries.size(); ++i) {
-      char* fresh = (push_.entries[i].flags & kPull) != 0 ? push_.window + offsets_[i] : nullptr;
-      if ((push_.entries[i].flags & kPush) != 0) {
-        store_->apply(push_, outcome, i, fresh);
-      } else if (fresh != nullptr) {
-        store_->shard(push_.entries[i].shard).read(worker_, fresh);
-      }
-      const bool is_last = i + 1 == push_.entries.size();
-      const size_t end = is_last ? push_.header.dense_bytes : offsets_[i + 1];
-      if (is_bounded || (!is_last && end - sent < kPartBytes)) continue;
-      if (!send_dense(sent, end, is_last)) return false;
-      sent = end;
-    }
-    if (!is_bounded) return true;
-    is_fresh = !store_->wait_for_slower(worker_, server_->timeout_seconds(), &outcome);
+    for (size_t i = 0; i < push_.entries.size(); ++i) apply(outcome, i, nullptr);
   }
+  store_->finish(worker_);
+  if (outcome.code == TFDIST_OK) store_->wait_for_slower(worker_, server_->timeout_seconds(), &outcome);
+  return answer(outcome);
+}
+
+void Connection::apply(const Outcome& begun, size_t entry, char* fresh) {
+  if ((push_.entries[entry].flags & kPush) != 0) {
+    store_->apply(push_, begun, entry, fresh);
+  } else if (fresh != nullptr) {
+    store_->shard(push_.entries[entry].shard).read(worker_, fresh, 0);
+  }
+}
+
+// An update that has begun is applied to its end, whether or not the worker still listens.
+bool Connection::apply_and_send(const Outcome& begun) {
+  bool listens = reply(begun, 0, push_.header.dense_bytes);
+  listens = send_in_parts(listens, [&](size_t i) { apply(begun, i, pulls(i) ? push_.window + offsets_[i] : nullptr); });
+  store_->finish(worker_);
+  return listens;
+}
+
+// The parameters as they are now.
+bool Connection::answer(Outcome outcome) {
   if (outcome.code != TFDIST_OK) return refuse(outcome.code, outcome.text);
-  outcome.updates = std::max(outcome.updates, is_fresh ? outcome.updates : store_->updates());
+  outcome.updates = store_->updates();
   if (!reply(outcome, 0, push_.header.dense_bytes)) return false;
-  for (size_t i = 0; i < push_.entries.size() && !is_fresh; ++i) {
-    if ((push_.entries[i].flags & kPull) == 0) continue;
-    store_->shard(push_.entries[i].shard).read(worker_, push_.window + offsets_[i]);
+  return send_in_parts(true, [&](size_t i) {
+    if (pulls(i)) store_->shard(push_.entries[i].shard).read(worker_, push_.window + offsets_[i], 0);
+  });
+}
+
+// `make` leaves one entry's values in the window; the worker takes them while the next are made.
+template <typename Make>
+bool Connection::send_in_parts(bool listens, Make make) {
+  size_t sent = 0;
+  for (size_t i = 0; i < push_.entries.size(); ++i) {
+    make(i);
+    const bool is_last = i + 1 == push_.entries.size();
+    const size_t end = is_last ? push_.header.dense_bytes : offsets_[i + 1];
+    if (!is_last && end - sent < kPartBytes) continue;
+    listens = listens && send_dense(sent, end);
+    sent = end;
   }
-  return send_dense(0, push_.header.dense_bytes, true);
+  return listens;
 }
 
 // In shared memory a word tells how far the answer reaches; else the answer itself follows.
-bool Connection::send_dense(size_t begin, size_t end, bool is_whole) {
-  if ((push_.header.flags & kShared) != 0) {
-    const uint64_t reach = is_whole ? push_.header.dense_bytes : end;
-    return push_.header.dense_bytes == 0 || done(channel_->send(&reach, sizeof(reach)));
-  }
+bool Connection::send_dense(size_t begin, size_t end) {
+  uint64_t reach = end;
+  size_t shared_bytes = 0;
+  if (is_shared() && push_.header.dense_bytes == 0) return true;
   for (size_t i = 0; i < push_.entries.size(); ++i) {
-    if (offsets_[i] < begin || offsets_[i] >= end || (push_.entries[i].flags & kPull) == 0) continue;
-    if (!done(channel_->send(push_.window + offsets_[i], store_->shard(push_.entries[i].shard).bytes()))) return false;
+    if (offsets_[i] < begin || offsets_[i] >= end || !pulls(i)) continue;
+    const size_t bytes = store_->shard(push_.entries[i].shard).bytes();
+    shared_bytes += bytes;
+    if (!is_shared() && !done(channel_->send(push_.window + offsets_[i], bytes))) return false;
   }
-  return true;
+  if (!is_shared()) return true;
+  channel_->count_shared(0, shared_bytes);
+  return done(channel_->send(&reach, sizeof(reach)));
 }
 
 bool Connection::read_or_write() {
   const int slot = push_.header.slot;
   const bool writes = push_.header.kind == RequestKind::kWrite;
+  for (const Entry& entry : push_.entries) {
+    Shard& shard = store_->shard(entry.shard);
+    if (slot < 0 || shard.array(slot) == nullptr) {
+      return refuse(TFDIST_INVALID, "there is no array " + std::to_string(slot) + " of " + shard.name);
+    }
+  }
   for (size_t i = 0; i < push_.entries.size(); ++i) {
     Shard& shard = store_->shard(push_.entries[i].shard);
-    if (shard.array(slot) == nullptr) {
-      return refuse(TFDIST_INVALID, "array " + std::to_string(slot) + " of " + shard.name);
-    }
-    if (writes) {
-      shard.write(slot, push_.window + offsets_[i]);
-    } else if (slot == 0) {
-      shard.read(worker_, push_.window + offsets_[i]);
-    } else {
-      std::lock_guard<std::mutex> lock(shard.mutex);
-      std::memcpy(push_.window + offsets_[i], shard.array(slot)->data(), shard.bytes());
-    }
+    char* window = push_.window + offsets_[i];
+    writes ? shard.write(slot, window) : shard.read(worker_, window, slot);
   }
   Outcome outcome;
   outcome.updates = store_->updates();
   if (!reply(outcome, 0, writes ? 0 : push_.header.dense_bytes)) return false;
-  return writes || send_dense(0, push_.header.dense_bytes, true);
+  return writes || send_dense(0, push_.header.dense_bytes);
 }
 
 bool Connection::send_rows() {

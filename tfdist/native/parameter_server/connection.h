@@ -20,16 +20,25 @@ class Connection {
   bool serve_one();
   bool receive_request();
   bool is_sound() const;
+  bool open_window();
   bool receive_dense();
   bool check_rows(std::string* text) const;
   bool exchange();
+  void apply(const Outcome& begun, size_t entry, char* fresh);
+  bool apply_and_send(const Outcome& begun);
+  bool answer(Outcome outcome);
+  template <typename Make>
+  bool send_in_parts(bool listens, Make make);
   bool read_or_write();
   bool send_rows();
   bool reply(const Outcome& outcome, size_t row_bytes, size_t dense_bytes);
   bool refuse(int code, const std::string& text);
-  bool send_dense(size_t begin, size_t end, bool is_whole);
-  size_t dense_of(size_t entry) const;
-  bool travels(size_t entry) const;
+  bool give_up(const char* what);
+  bool send_dense(size_t begin, size_t end);
+  size_t bytes_of_rows(const Entry& entry) const;
+  bool is_shared() const { return (push_.header.flags & kShared) != 0; }
+  bool pulls(size_t entry) const { return (push_.entries[entry].flags & kPull) != 0; }
+  bool pushes_dense(size_t entry) const;
   bool done(Channel::Result result) { return result == Channel::Result::kDone; }
 
   Server* const server_;
@@ -39,7 +48,7 @@ class Connection {
   Push push_;
   std::vector<size_t> offsets_;
   std::vector<char> rows_, answer_;
-  Memory received_;  // dense values, where no window is shared
+  std::shared_ptr<Memory> received_;  // dense values, where no window is shared
 };
 
 }  // namespace tfdist

@@ -20,42 +20,62 @@ void Server::share_window(uint32_t store, int worker, int descriptor) {
   Store* target = this->store(store);
   for (uint32_t i = 0; i < target->num_shards(); ++i) everything.push_back(Entry{i, EntryKind::kDense, 0, 0});
   std::vector<size_t> offsets;
-  Memory window(lay_out(target, everything, &offsets), descriptor);
+  auto window = std::make_shared<Memory>(lay_out(target, everything, &offsets), descriptor);
   std::lock_guard<std::mutex> lock(mutex_);
   windows_[{store, worker}] = std::move(window);
 }
 
-Memory* Server::window(uint32_t store, int worker) {
+std::shared_ptr<Memory> Server::window(uint32_t store, int worker) {
   std::lock_guard<std::mutex> lock(mutex_);
   auto found = windows_.find({store, worker});
-  return found == windows_.end() ? nullptr : &found->second;
+  return found == windows_.end() ? nullptr : found->second;
 }
 
-void Server::serve(int descriptor, int worker) {
+void Server::serve(int descriptor, int worker, uint64_t client) {
   auto served = std::make_unique<Served>();
   served->worker = worker;
+  served->client = client;
   served->channel = std::make_unique<Channel>(descriptor, timeout_seconds_);
-  Channel* channel = served->channel.get();
   std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_) return;
-  served->thread = std::thread([this, channel, worker] {
-    Connection(this, channel, worker).serve();
-    channel->shut_down();
-    std::vector<Store*> stores;
-    {
-      std::lock_guard<std::mutex> inner(mutex_);
-      for (auto& store : stores_) stores.push_back(store.get());
-    }
-    for (Store* store : stores) {
-      if (worker < store->num_workers()) store->lose(worker);
-    }
-  });
+  forget_the_gone();
+  served->thread = std::thread([this, one = served.get()] { run(one); });
   served_.push_back(std::move(served));
 }
 
+void Server::run(Served* served) {
+  Connection(this, served->channel.get(), served->worker).serve();
+  served->channel->shut_down();
+  std::vector<Store*> stores;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& store : stores_) stores.push_back(store.get());
+  }
+  for (Store* store : stores) {
+    if (served->worker < store->num_workers()) store->lose(served->worker, served->client);
+  }
+  served->is_over = true;
+}
+
+// Connections that are over still hold a descriptor and a thread to be joined.
+void Server::forget_the_gone() {
+  for (size_t i = 0; i < served_.size();) {
+    Served& served = *served_[i];
+    if (!served.is_over) {
+      ++i;
+      continue;
+    }
+    served.thread.join();
+    auto& total = transferred_[served.worker];
+    total.first += served.channel->received_bytes();
+    total.second += served.channel->sent_bytes();
+    served_.erase(served_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
 std::pair<int64_t, int64_t> Server::transferred(int worker) {
-  std::pair<int64_t, int64_t> total{0, 0};
   std::lock_guard<std::mutex> lock(mutex_);
+  std::pair<int64_t, int64_t> total = transferred_[worker];
   for (const auto& served : served_) {
     if (served->worker != worker) continue;
     total.first += served->channel->received_bytes();

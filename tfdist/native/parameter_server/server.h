@@ -2,7 +2,7 @@
 #ifndef TFDIST_PARAMETER_SERVER_SERVER_H_
 #define TFDIST_PARAMETER_SERVER_SERVER_H_
 
-#include <condition_variable>
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -26,9 +26,10 @@ class Server {
   Store* store(uint32_t index);  // null: there is none
   // The window that `worker` made for a store, in which its dense values travel.
   void share_window(uint32_t store, int worker, int descriptor);
-  Memory* window(uint32_t store, int worker);
+  std::shared_ptr<Memory> window(uint32_t store, int worker);  // null: there is none
 
-  void serve(int descriptor, int worker);
+  // `client`: a number that the connections of one client of that worker have in common, and no others.
+  void serve(int descriptor, int worker, uint64_t client);
   void close();
 
   double timeout_seconds() const { return timeout_seconds_; }
@@ -37,15 +38,21 @@ class Server {
  private:
   struct Served {
     int worker;
+    uint64_t client;
     std::unique_ptr<Channel> channel;
     std::thread thread;
+    std::atomic<bool> is_over{false};
   };
+
+  void run(Served* served);
+  void forget_the_gone();
 
   const double timeout_seconds_;
   std::mutex mutex_;  // guards what follows
   std::vector<std::unique_ptr<Store>> stores_;
-  std::map<std::pair<uint32_t, int>, Memory> windows_;
+  std::map<std::pair<uint32_t, int>, std::shared_ptr<Memory>> windows_;
   std::vector<std::unique_ptr<Served>> served_;
+  std::map<int, std::pair<int64_t, int64_t>> transferred_;  // by worker, on connections that are gone
   bool is_closed_ = false;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 #include "common/copy.h"
 #include "common/reduce.h"
@@ -13,9 +14,21 @@ namespace {
 
 constexpr int64_t kBlockElements = 1 << 13;  // stays in the L1 and L2 caches from the update to the copy
 
+// Checked here because a worker's declaration comes from another process.
+size_t checked_bytes(const tfdist_shard& shard) {
+  const bool is_real = shard.dtype == TFDIST_FLOAT32 || shard.dtype == TFDIST_FLOAT64;
+  const bool is_sound = shard.name != nullptr && element_size(shard.dtype) > 0 && shard.elements >= 0 &&
+                        shard.row_elements > 0 && shard.elements % shard.row_elements == 0 &&
+                        shard.elements < (int64_t{1} << 48);
+  if (!is_sound || (shard.is_hosted == 0 && !(is_real && is_valid(shard.rule)))) {
+    throw std::invalid_argument("a tensor of float32 or float64 was expected, and a rule for it");
+  }
+  return static_cast<size_t>(shard.elements) * element_size(shard.dtype);
+}
+
 }  // namespace
 
-Shard::Shard(const tfdist_shard& description, const StoreOptions* options, int num_workers)
+Shard::Shard(const tfdist_shard& description, const StoreOptions* options)
     : name(description.name),
       dtype(description.dtype),
       elements(description.elements),
@@ -24,9 +37,9 @@ Shard::Shard(const tfdist_shard& description, const StoreOptions* options, int n
       rule_(description.rule),
       options_(options),
       decays_(description.decays != 0),
-      bytes_(static_cast<size_t>(description.elements) * element_size(description.dtype)),
-      theta_(bytes_),
-      applied_(static_cast<size_t>(num_workers), 0) {
+      is_compensated_(options->compensation > 0 && !is_hosted && rule_.kind != TFDIST_RULE_ADD),
+      bytes_(checked_bytes(description)),
+      theta_(bytes_) {
   if (is_hosted) return;
   for (int slot = 0; slot < tfdist::num_slots(rule_); ++slot) {
     slots_.emplace_back(bytes_);
@@ -38,9 +51,8 @@ Shard::Shard(const tfdist_shard& description, const StoreOptions* options, int n
     }
   }
   tfdist_rule_initialize(&rule_, scalars_);
-  const bool is_trained = rule_.kind != TFDIST_RULE_ADD;
-  if (is_trained && options->average_momentum >= 0) average_ = Memory(bytes_);
-  if (is_trained && options->compensation > 0 && options->compensation_decay >= 0) mean_square_ = Memory(bytes_);
+  if (rule_.kind != TFDIST_RULE_ADD && options->average_momentum >= 0) average_ = Memory(bytes_);
+  if (is_compensated_ && options->compensation_decay >= 0) mean_square_ = Memory(bytes_);
 }
 
 Memory* Shard::array(int index) {
@@ -51,14 +63,8 @@ Memory* Shard::array(int index) {
 
 void Shard::update(const UpdateOf& update, const Gradient& gradient, char* fresh) {
   std::lock_guard<std::mutex> lock(mutex);
-  auto& applied = applied_[static_cast<size_t>(update.worker)];
-  if (update.sequence != 0 && update.sequence <= applied) {  // sent again: it counts once
-    if (fresh != nullptr) copy_bytes(fresh, theta_.data(), bytes_);
-    return;
-  }
   if (dtype == TFDIST_FLOAT32) apply(update, gradient, reinterpret_cast<float*>(fresh));
   if (dtype == TFDIST_FLOAT64) apply(update, gradient, reinterpret_cast<double*>(fresh));
-  applied = update.sequence;
   ++version;
 }
 
@@ -75,13 +81,11 @@ void Shard::apply(const UpdateOf& update, const Gradient& gradient, T* fresh) {
     if (fresh != nullptr) copy_bytes(fresh, theta, bytes_);
     return;
   }
-  const bool is_compensated = options_->compensation > 0 && rule_.kind != TFDIST_RULE_ADD;
-  if (is_compensated && seen_.count(update.worker) == 0) seen_.emplace(update.worker, Memory(bytes_));
-  auto* seen = is_compensated ? reinterpret_cast<T*>(seen_[update.worker].data()) : nullptr;
+  auto* seen = is_compensated_ ? reinterpret_cast<T*>(seen_by(update.worker).data()) : nullptr;
   auto* dense = reinterpret_cast<T*>(const_cast<char*>(gradient.dense));
   for (int64_t begin = 0; begin < elements; begin += kBlockElements) {
     const int64_t end = std::min(begin + kBlockElements, elements);
-    if (is_compensated) compensate(update.worker, dense, begin, end);
+    if (seen != nullptr) compensate(seen, dense, begin, end);
     T* at[kSlotsAtMost] = {};
     for (int i = 0; i < num_slots(); ++i) at[i] = slots[i] + begin;
     step.apply(theta + begin, at, dense + begin, end - begin);
@@ -95,10 +99,8 @@ void Shard::apply(const UpdateOf& update, const Gradient& gradient, T* fresh) {
 // Zheng et al. 2017, equation 10: g + lambda g g (theta - theta_then), and for the adaptive kind lambda divided by the
 // root of a moving average of g g.
 template <typename T>
-void Shard::compensate(int worker, T* gradient, int64_t begin, int64_t end) {
-  if (version == 0) return;  // nothing has been sent yet
+void Shard::compensate(const T* then, T* gradient, int64_t begin, int64_t end) {
   const auto* theta = reinterpret_cast<const T*>(theta_.data());
-  const auto* then = reinterpret_cast<const T*>(seen_[worker].data());
   const T lambda = static_cast<T>(options_->compensation);
   if (mean_square_.data() == nullptr) {
     for (int64_t i = begin; i < end; ++i) gradient[i] += lambda * gradient[i] * gradient[i] * (theta[i] - then[i]);
@@ -126,19 +128,26 @@ void Shard::average(int64_t count, int64_t begin, int64_t end) {
   }
 }
 
-void Shard::read(int worker, char* target) {
+void Shard::read(int worker, char* target, int array) {
   std::lock_guard<std::mutex> lock(mutex);
-  copy_bytes(target, theta_.data(), bytes_);
-  if (options_->compensation <= 0 || rule_.kind == TFDIST_RULE_ADD || worker < 0) return;
-  if (seen_.count(worker) == 0) seen_.emplace(worker, Memory(bytes_));
-  copy_bytes(seen_[worker].data(), theta_.data(), bytes_);
+  copy_bytes(target, this->array(array)->data(), bytes_);
+  if (array == 0 && is_compensated_) copy_bytes(seen_by(worker).data(), theta_.data(), bytes_);
 }
 
-void Shard::write(int index, const char* source) {
+// Whoever was never sent any is taken to have what there is now.
+Memory& Shard::seen_by(int worker) {
+  auto found = seen_.find(worker);
+  if (found == seen_.end()) {
+    found = seen_.emplace(worker, Memory(bytes_)).first;
+    copy_bytes(found->second.data(), theta_.data(), bytes_);
+  }
+  return found->second;
+}
+
+void Shard::write(int array, const char* source) {
   std::lock_guard<std::mutex> lock(mutex);
-  Memory* target = array(index);
-  if (target != nullptr) copy_bytes(target->data(), source, bytes_);
-  if (index != 0) return;
+  copy_bytes(this->array(array)->data(), source, bytes_);
+  if (array != 0) return;
   for (auto& seen : seen_) copy_bytes(seen.second.data(), source, bytes_);
 }
 
@@ -148,11 +157,6 @@ void Shard::read_rows(const int64_t* rows, int64_t num_rows, char* target) {
   for (int64_t i = 0; i < num_rows; ++i) {
     std::memcpy(target + static_cast<size_t>(i) * bytes, theta_.data() + static_cast<size_t>(rows[i]) * bytes, bytes);
   }
-}
-
-void Shard::note_hosted_update() {
-  std::lock_guard<std::mutex> lock(mutex);
-  ++version;
 }
 
 }  // namespace tfdist

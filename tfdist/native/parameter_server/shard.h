@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/reduce.h"
 #include "parameter_server/memory.h"
 #include "parameter_server/protocol.h"
 #include "tfdist.h"
@@ -34,14 +35,14 @@ struct Gradient {
 
 struct UpdateOf {
   int worker;
-  uint64_t sequence;
   int64_t count;  // t = 1, 2, ...
   double learning_rate;
 };
 
 class Shard {
  public:
-  Shard(const tfdist_shard& description, const StoreOptions* options, int num_workers);
+  // Throws std::invalid_argument where the description makes no sense.
+  Shard(const tfdist_shard& description, const StoreOptions* options);
 
   const std::string name;
   const int32_t dtype;
@@ -49,20 +50,19 @@ class Shard {
   const bool is_hosted;  // its gradients are applied by somebody else
 
   size_t bytes() const { return bytes_; }
-  size_t row_bytes() const { return static_cast<size_t>(row_elements) * bytes_ / static_cast<size_t>(elements); }
+  size_t row_bytes() const { return static_cast<size_t>(row_elements) * element_size(dtype); }
   int num_slots() const { return static_cast<int>(slots_.size()); }
   // Array 0 is the parameters; then the rule's slots, the moving average, and at the end the scalars of the rule.
   Memory* array(int index);
   char* parameters() { return theta_.data(); }
   double* scalars() { return scalars_; }
 
-  // Applies a gradient once, and copies the parameters to `fresh` unless that is null. A dense gradient may be
+  // Applies a gradient, and copies the parameters to `fresh` unless that is null. A dense gradient may be
   // overwritten, also by `fresh`.
   void update(const UpdateOf& update, const Gradient& gradient, char* fresh);
-  void read(int worker, char* target);
-  void write(int index, const char* source);
+  void read(int worker, char* target, int array);
+  void write(int array, const char* source);
   void read_rows(const int64_t* rows, int64_t num_rows, char* target);
-  void note_hosted_update();
 
   std::mutex mutex;  // guards everything below
   int64_t version = 0;  // updates applied
@@ -70,22 +70,22 @@ class Shard {
  private:
   template <typename T>
   void apply(const UpdateOf& update, const Gradient& gradient, T* fresh);
+  Memory& seen_by(int worker);
   template <typename T>
-  void compensate(int worker, T* gradient, int64_t begin, int64_t end);
+  void compensate(const T* then, T* gradient, int64_t begin, int64_t end);
   template <typename T>
   void average(int64_t count, int64_t begin, int64_t end);
 
   const tfdist_rule rule_;
   const StoreOptions* options_;
-  const bool decays_;
+  const bool decays_, is_compensated_;
   const size_t bytes_;
   Memory theta_;
   std::vector<Memory> slots_;
   Memory average_;
   Memory mean_square_;
   std::map<int, Memory> seen_;  // by worker: the parameters that it was sent
-  double scalars_[4] = {};
-  std::vector<uint64_t> applied_;  // by worker: the last sequence
+  double scalars_[TFDIST_RULE_SCALARS] = {};
 };
 
 }  // namespace tfdist

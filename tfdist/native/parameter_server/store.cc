@@ -2,15 +2,26 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <cstdio>
+#include <stdexcept>
 
 namespace tfdist {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr size_t kStalenessAtMost = 4096;  // of the histogram; larger ones count as this
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+Clock::time_point after(double seconds) {
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+std::string within(double timeout_seconds) {
+  char text[64];
+  std::snprintf(text, sizeof(text), " within timeout %g s", timeout_seconds);
+  return text;
 }
 
 }  // namespace
@@ -23,6 +34,9 @@ Store::Store(const tfdist_store_options& options, const tfdist_shard* shards, in
       host_(options.host),
       host_context_(options.host_context),
       workers_(static_cast<size_t>(options.num_workers)) {
+  const bool is_sound = mode >= TFDIST_ASYNCHRONOUS && mode <= TFDIST_SYNCHRONOUS && !step_weights_.empty() &&
+                        staleness_bound_ >= 0 && backup_workers_ >= 0;
+  if (!is_sound) throw std::invalid_argument("a mode, weights of staleness and bounds >= 0 were expected");
   options_.weight_decay = options.weight_decay;
   options_.average_momentum = options.average_momentum;
   options_.average_overwrites = options.average_overwrites;
@@ -30,67 +44,89 @@ Store::Store(const tfdist_store_options& options, const tfdist_shard* shards, in
   options_.compensation_decay = options.compensation_decay;
   options_.is_lazy = options.is_lazy != 0;
   for (int i = 0; i < num_shards; ++i) {
-    shards_.push_back(std::make_unique<Shard>(shards[i], &options_, options.num_workers));
+    shards_.push_back(std::make_unique<Shard>(shards[i], &options_));
+    const bool is_real = shards[i].dtype == TFDIST_FLOAT32 || shards[i].dtype == TFDIST_FLOAT64;
+    if (mode == TFDIST_SYNCHRONOUS && !is_real) throw std::invalid_argument("means are formed of float32 and float64 only");
   }
 }
 
 void Store::begin_generation(uint64_t generation, int64_t updates) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  dismiss(-1, TFDIST_STALE, "the parameters were replaced by others while this gradient waited");
   generation_ = generation;
   updates_ = updates;
 }
 
-void Store::note(WorkerRecord* record, int64_t staleness) {
-  ++record->pushes;
-  const auto position = std::min(static_cast<size_t>(std::max<int64_t>(staleness, 0)), kStalenessAtMost);
+bool Store::has_counted(const WorkerRecord& record, const Push& push) const {
+  return push.header.sequence <= record.sequence;
+}
+
+void Store::count(WorkerRecord* record, const Push& push, int64_t staleness) {
+  record->sequence = push.header.sequence;
+  record->last_seconds = std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+  if (++record->pushes == 1) record->first_seconds = record->last_seconds;
+  const auto position = std::min(static_cast<size_t>(staleness), kStalenessAtMost);
   if (record->staleness.size() <= position) record->staleness.resize(position + 1);
   ++record->staleness[position];
 }
 
 Outcome Store::begin(const Push& push) {
-  Outcome outcome;
-  outcome.updates = updates_.fetch_add(1) + 1;
-  outcome.staleness = std::max<int64_t>(0, outcome.updates - 1 - push.header.base);
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(push.worker)];
-  ++record.clock;
-  note(&record, outcome.staleness);
-  changed_.notify_all();
+  Outcome outcome;
+  outcome.is_repeated = has_counted(record, push);
+  outcome.updates = updates_;
+  if (outcome.is_repeated) return outcome;
+  outcome.staleness = std::max<int64_t>(0, updates_ - push.header.base);
+  outcome.updates = ++updates_;
+  ++record.begun;
+  count(&record, push, outcome.staleness);
   return outcome;
 }
 
 void Store::apply(const Push& push, const Outcome& begun, size_t entry, char* fresh) {
   const auto position = std::min(static_cast<size_t>(begun.staleness), step_weights_.size() - 1);
-  const UpdateOf update{push.worker, push.header.sequence, begun.updates,
-                        push.header.learning_rate * step_weights_[position]};
+  const UpdateOf update{push.worker, begun.updates, push.header.learning_rate * step_weights_[position]};
   shards_[push.entries[entry].shard]->update(update, push.gradients[entry], fresh);
 }
 
-bool Store::wait_for_slower(int worker, double timeout_seconds, Outcome* outcome) {
-  const auto begin = std::chrono::steady_clock::now();
-  const auto deadline = begin + std::chrono::duration<double>(timeout_seconds);
+void Store::finish(int worker) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  ++workers_[static_cast<size_t>(worker)].clock;
+  changed_.notify_all();
+}
+
+// A worker that is more steps behind than the bound allows, or -1.
+int Store::too_slow_for(int worker) const {
+  const int64_t least = workers_[static_cast<size_t>(worker)].begun - staleness_bound_;
+  for (int other = 0; other < num_workers() && mode == TFDIST_BOUNDED; ++other) {
+    const WorkerRecord& record = workers_[static_cast<size_t>(other)];
+    if (other != worker && record.is_active && record.clock < least) return other;
+  }
+  return -1;
+}
+
+bool Store::must_wait(int worker) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return too_slow_for(worker) >= 0;
+}
+
+void Store::wait_for_slower(int worker, double timeout_seconds, Outcome* outcome) {
+  const auto begin = Clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
-  WorkerRecord& own = workers_[static_cast<size_t>(worker)];
-  int slowest = worker;
-  const auto may_go_on = [&] {
-    for (int other = 0; other < num_workers(); ++other) {
-      const WorkerRecord& record = workers_[static_cast<size_t>(other)];
-      if (record.is_active && record.clock < own.clock - staleness_bound_) return slowest = other, false;
-    }
-    return true;
-  };
-  if (may_go_on()) return false;
-  const bool came = changed_.wait_until(lock, deadline, [&] { return is_closed_ || may_go_on(); });
+  if (too_slow_for(worker) < 0) return;
+  changed_.wait_until(lock, after(timeout_seconds), [&] { return is_closed_ || too_slow_for(worker) < 0; });
   outcome->waited_seconds = seconds_since(begin);
-  own.waited_seconds += outcome->waited_seconds;
+  workers_[static_cast<size_t>(worker)].waited_seconds += outcome->waited_seconds;
+  const int slowest = too_slow_for(worker);
   if (is_closed_) {
     outcome->code = TFDIST_CLOSED;
     outcome->text = "the parameter server was stopped while this worker waited";
-  } else if (!came) {
+  } else if (slowest >= 0) {
     outcome->code = TFDIST_TIMEOUT;
     outcome->text = "worker " + std::to_string(slowest) + " is more than " + std::to_string(staleness_bound_) +
-                    " steps behind and does not come";
+                    " steps behind and did not come" + within(timeout_seconds);
   }
-  return true;
 }
 
 void Store::apply_hosted(const Push& push, Outcome* outcome) {
@@ -101,18 +137,20 @@ void Store::apply_hosted(const Push& push, Outcome* outcome) {
     const Gradient& g = push.gradients[i];
     Shard& shard = *shards_[push.entries[i].shard];
     if (!shard.is_hosted) {
-      shard.update(UpdateOf{push.worker, push.header.sequence, outcome->updates, 0}, g, nullptr);
+      shard.update(UpdateOf{push.worker, outcome->updates, 0}, g, nullptr);
       continue;
     }
     const char* values = g.dense != nullptr ? g.dense : g.values;
     gradients.push_back({static_cast<int32_t>(push.entries[i].shard), values, g.rows, g.num_rows});
   }
   if (gradients.empty()) return;
+  std::vector<std::unique_lock<std::mutex>> locks;  // nobody reads a tensor that is half written
+  for (auto& shard : shards_) locks.emplace_back(shard->mutex);
   char text[1024] = {};
   outcome->code = host_(host_context_, gradients.data(), static_cast<int32_t>(gradients.size()),
                         push.header.learning_rate, text, sizeof(text));
   outcome->text = text;
-  for (const auto& gradient : gradients) shards_[static_cast<size_t>(gradient.shard)]->note_hosted_update();
+  for (const auto& gradient : gradients) ++shards_[static_cast<size_t>(gradient.shard)]->version;
 }
 
 size_t Store::required() const {
@@ -135,161 +173,75 @@ std::string Store::missing() const {
 }
 
 Outcome Store::contribute(Push* push, double timeout_seconds) {
-  const auto begin = std::chrono::steady_clock::now();
-  const auto deadline = begin + std::chrono::duration<double>(timeout_seconds);
+  const auto begin = Clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(push->worker)];
-  const int64_t step = push->header.base;
+  const int64_t late = updates_ - push->header.base;
   Outcome outcome;
-  if (step < updates_) {
-    ++record.pushes, ++record.dropped;
-    outcome.is_dropped = true;
-    outcome.staleness = updates_ - step;
-    outcome.updates = updates_;
-    return outcome;
-  }
-  contributions_.push_back(push);
-  const auto is_over = [&] { return is_closed_ || lost_ >= 0 || updates_ > step; };
-  changed_.notify_all();
-  const bool came = changed_.wait_until(lock, deadline, [&] { return is_over() || contributions_.size() >= required(); });
-  if (!is_over() && came) {
-    combine();
-    changed_.notify_all();
-  } else if (updates_ <= step) {
-    contributions_.erase(std::remove(contributions_.begin(), contributions_.end(), push), contributions_.end());
-    outcome.code = is_closed_ ? TFDIST_CLOSED : lost_ >= 0 ? TFDIST_LOST : TFDIST_TIMEOUT;
-    outcome.text = is_closed_ ? "the parameter server was stopped while this worker waited"
-                   : lost_ >= 0 ? "worker " + std::to_string(lost_) + " closed its connection to the parameter server"
-                                : "no gradient came from worker " + missing();
-    return outcome;
-  }
-  outcome = combined_;
   outcome.updates = updates_;
-  outcome.waited_seconds = seconds_since(begin);
-  record.waited_seconds += outcome.waited_seconds;
-  note(&record, 0);
+  outcome.is_repeated = has_counted(record, *push);
+  if (outcome.is_repeated) return outcome;
+  if (late < 0) {
+    outcome.code = TFDIST_STALE;
+    outcome.text = "the gradient was computed for parameters after " + std::to_string(push->header.base) +
+                   " updates, the server has applied " + std::to_string(updates_);
+    return outcome;
+  }
+  if (late > 0) {
+    count(&record, *push, late);
+    ++record.dropped;
+    outcome.is_dropped = true;
+    outcome.staleness = late;
+    return outcome;
+  }
+  dismiss(push->worker, TFDIST_CLOSED, "the worker has sent its gradient again");
+  push->is_decided = false;
+  contributions_.push_back(push);
+  changed_.notify_all();
+  const auto is_over = [&] { return push->is_decided || is_closed_ || lost_ >= 0; };
+  changed_.wait_until(lock, after(timeout_seconds),
+                      [&] { return is_over() || contributions_.size() >= required(); });
+  if (!is_over() && contributions_.size() >= required()) combine();
+  if (!push->is_decided) {
+    push->outcome = undecided(timeout_seconds);
+    contributions_.erase(std::find(contributions_.begin(), contributions_.end(), push));
+  } else if (push->outcome.code == TFDIST_OK) {
+    count(&record, *push, 0);
+  }
+  push->outcome.waited_seconds = seconds_since(begin);
+  record.waited_seconds += push->outcome.waited_seconds;
+  return push->outcome;
+}
+
+Outcome Store::undecided(double timeout_seconds) const {
+  Outcome outcome;
+  if (is_closed_) {
+    outcome.code = TFDIST_CLOSED;
+    outcome.text = "the parameter server was stopped while this worker waited";
+  } else if (lost_ >= 0) {
+    outcome.code = TFDIST_LOST;
+    outcome.text = "worker " + std::to_string(lost_) + " closed its connection to the parameter server";
+  } else {
+    outcome.code = TFDIST_TIMEOUT;
+    outcome.text = "no gradient came from worker " + missing() + within(timeout_seconds);
+  }
   return outcome;
 }
 
-// Under mutex_: the contributors' threads wait, their buffers stay as they are.
-void Store::combine() {
-  combined_ = Outcome{};
-  std::sort(contributions_.begin(), contributions_.end(),
-            [](const Push* a, const Push* b) { return a->worker < b->worker; });  // a fixed order of summation
-  const Push& first = *contributions_.front();
-  for (const Push* push : contributions_) {
-    const bool is_same = push->entries.size() == first.entries.size() &&
-                         std::equal(push->entries.begin(), push->entries.end(), first.entries.begin(),
-                                    [](const Entry& a, const Entry& b) { return a.shard == b.shard && a.kind == b.kind; });
-    if (is_same) continue;
-    combined_.code = TFDIST_MISMATCH;
-    combined_.text = "worker " + std::to_string(push->worker) + " pushes gradients of " +
-                     std::to_string(push->entries.size()) + " tensors, worker " + std::to_string(first.worker) + " of " +
-                     std::to_string(first.entries.size()) + ", or of others: do all workers train the same model?";
+void Store::dismiss(int worker, int code, const std::string& text) {
+  for (Push* push : contributions_) {
+    if (worker >= 0 && push->worker != worker) continue;
+    push->outcome = Outcome{};
+    push->outcome.code = code;
+    push->outcome.text = text;
+    push->is_decided = true;
   }
-  if (combined_.code == TFDIST_OK && is_hosted()) {
-    Push total = first;
-    std::vector<std::vector<int64_t>> rows(total.entries.size());
-    std::vector<std::vector<char>> values(total.entries.size());
-    for (size_t i = 0; i < total.entries.size(); ++i) {
-      Shard& shard = *shards_[total.entries[i].shard];
-      const bool is_double = shard.dtype == TFDIST_FLOAT64;
-      if (total.gradients[i].dense != nullptr) {
-        is_double ? average_dense<double>(i) : average_dense<float>(i);
-        continue;
-      }
-      is_double ? concatenate_rows<double>(i, &rows[i], &values[i]) : concatenate_rows<float>(i, &rows[i], &values[i]);
-      total.gradients[i] = Gradient{nullptr, rows[i].data(), values[i].data(), static_cast<int64_t>(rows[i].size())};
-    }
-    apply_hosted(total, &combined_);
-  } else if (combined_.code == TFDIST_OK) {
-    for (size_t i = 0; i < first.entries.size(); ++i) combine_entry(i);
-  }
-  contributions_.clear();
-  ++updates_;
+  contributions_.erase(std::remove_if(contributions_.begin(), contributions_.end(), [](Push* push) { return push->is_decided; }),
+                       contributions_.end());
+  changed_.notify_all();
 }
 
-std::vector<double> Store::weights(double* divisor) const {
-  std::vector<double> weights;
-  double total = 0;
-  bool are_equal = true;
-  for (const Push* push : contributions_) {
-    weights.push_back(push->header.weight);
-    total += weights.back();
-    are_equal = are_equal && weights.back() == weights.front();
-  }
-  if (contributions_.front()->header.flags & kSum) {
-    *divisor = 1;
-  } else if (are_equal && total > 0) {  // the plain mean: nothing to be rounded twice
-    std::fill(weights.begin(), weights.end(), 1.0);
-    *divisor = static_cast<double>(weights.size());
-  } else {
-    *divisor = total > 0 ? total : 1;
-  }
-  return weights;
-}
-
-// Leaves the mean in the buffer of the first contributor.
-template <typename T>
-void Store::average_dense(size_t entry) {
-  double divisor = 1;
-  const std::vector<double> weight = weights(&divisor);
-  const int64_t elements = shards_[contributions_.front()->entries[entry].shard]->elements;
-  auto* total = reinterpret_cast<T*>(const_cast<char*>(contributions_.front()->gradients[entry].dense));
-  constexpr int64_t kBlock = 1 << 13;
-  for (int64_t begin = 0; begin < elements; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, elements);
-    for (size_t i = 0; i < contributions_.size(); ++i) {
-      const auto* own = reinterpret_cast<const T*>(contributions_[i]->gradients[entry].dense);
-      const T w = static_cast<T>(weight[i]);
-      if (i == 0) {
-        for (int64_t k = begin; k < end; ++k) total[k] = w == 0 ? T{0} : w * own[k];  // of no weight: not even NaN
-      } else if (w != 0) {
-        for (int64_t k = begin; k < end; ++k) total[k] += w * own[k];
-      }
-    }
-    if (divisor == 1) continue;
-    for (int64_t k = begin; k < end; ++k) total[k] /= static_cast<T>(divisor);
-  }
-}
-
-template <typename T>
-void Store::concatenate_rows(size_t entry, std::vector<int64_t>* rows, std::vector<char>* values) {
-  double divisor = 1;
-  const std::vector<double> weight = weights(&divisor);
-  const int64_t row_elements = shards_[contributions_.front()->entries[entry].shard]->row_elements;
-  for (size_t i = 0; i < contributions_.size(); ++i) {
-    const Gradient& gradient = contributions_[i]->gradients[entry];
-    if (weight[i] == 0) continue;
-    rows->insert(rows->end(), gradient.rows, gradient.rows + gradient.num_rows);
-    const auto count = static_cast<size_t>(gradient.num_rows * row_elements);
-    const size_t before = values->size();
-    values->resize(before + count * sizeof(T));
-    auto* target = reinterpret_cast<T*>(values->data() + before);
-    const auto* source = reinterpret_cast<const T*>(gradient.values);
-    const T scale = static_cast<T>(weight[i] / divisor);
-    for (size_t k = 0; k < count; ++k) target[k] = source[k] * scale;
-  }
-}
-
-void Store::combine_entry(size_t entry) {
-  const Push& first = *contributions_.front();
-  if ((first.entries[entry].flags & kPush) == 0) return;
-  Shard& shard = *shards_[first.entries[entry].shard];
-  const bool is_double = shard.dtype == TFDIST_FLOAT64;
-  const UpdateOf update{first.worker, 0, updates_ + 1, first.header.learning_rate};
-  if (first.gradients[entry].dense != nullptr) {
-    is_double ? average_dense<double>(entry) : average_dense<float>(entry);
-    shard.update(update, first.gradients[entry], nullptr);
-    return;
-  }
-  std::vector<int64_t> rows;
-  std::vector<char> values;
-  is_double ? concatenate_rows<double>(entry, &rows, &values) : concatenate_rows<float>(entry, &rows, &values);
-  shard.update(update, Gradient{nullptr, rows.data(), values.data(), static_cast<int64_t>(rows.size())}, nullptr);
-}
-
-void Store::set_active(int worker, bool is_active) {
+void Store::set_active(int worker, uint64_t client, bool is_active) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(worker)];
   if (is_active && !record.is_active) {
@@ -297,16 +249,19 @@ void Store::set_active(int worker, bool is_active) {
     for (const WorkerRecord& other : workers_) {
       if (other.is_active) furthest = std::max(furthest, other.clock);
     }
-    record.clock = furthest;
+    record.begun = record.clock = furthest;
   }
+  if (is_active && lost_ == worker) lost_ = -1;  // it has come back
   record.is_active = is_active;
+  record.client = client;
   changed_.notify_all();
 }
 
-void Store::lose(int worker) {
+void Store::lose(int worker, uint64_t client) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(worker)];
-  if (record.is_active && backup_workers_ == 0 && mode == TFDIST_SYNCHRONOUS) lost_ = worker;
+  if (!record.is_active || record.client != client) return;
+  if (backup_workers_ == 0 && mode == TFDIST_SYNCHRONOUS) lost_ = worker;
   record.is_active = false;
   changed_.notify_all();
 }

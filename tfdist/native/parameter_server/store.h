@@ -15,15 +15,6 @@
 
 namespace tfdist {
 
-// What one worker pushes.
-struct Push {
-  int worker = 0;
-  RequestHeader header;
-  std::vector<Entry> entries;
-  std::vector<Gradient> gradients;  // one an entry
-  char* window = nullptr;           // the dense values
-};
-
 struct Outcome {
   int code = TFDIST_OK;
   std::string text;
@@ -31,15 +22,31 @@ struct Outcome {
   int64_t staleness = 0;
   double waited_seconds = 0;
   bool is_dropped = false;
+  bool is_repeated = false;  // the same push has counted before
+};
+
+// What one worker pushes.
+struct Push {
+  int worker = 0;
+  RequestHeader header;
+  std::vector<Entry> entries;
+  std::vector<Gradient> gradients;  // one an entry
+  char* window = nullptr;           // the dense values
+  std::shared_ptr<Memory> memory;   // in which the window lies
+  bool is_decided = false;          // synchronous mode, guarded by Store::mutex_: `outcome` tells what became of it
+  Outcome outcome;
 };
 
 // Guarded by Store::mutex_.
 struct WorkerRecord {
   bool is_active = false;
-  int64_t clock = 0;  // pushes since all began together
+  uint64_t client = 0;    // which of the worker's, one after the other, was active last
+  uint64_t sequence = 0;  // of the last push that was decided
+  int64_t begun = 0, clock = 0;  // pushes since all began together: numbered, and applied
   int64_t pushes = 0, dropped = 0;
   double waited_seconds = 0;
-  std::vector<int64_t> staleness;  // how often each
+  double first_seconds = 0, last_seconds = 0;  // when it pushed
+  std::vector<int64_t> staleness;              // how often each
 };
 
 class Store {
@@ -55,32 +62,42 @@ class Store {
   void begin_generation(uint64_t generation, int64_t updates);
   int64_t updates() const { return updates_; }
 
-  // Asynchronous modes: `begin` numbers the update, `apply` applies it to one entry, `wait_for_slower` blocks while
-  // this worker is too far ahead (then returns true, or an outcome that is no success).
+  // Asynchronous modes: `begin` numbers the update (not that of a push that has been counted), `apply` applies it to one
+  // entry, `finish` says that all are. Bounded: `wait_for_slower` blocks while this worker is too far ahead of what others
+  // have finished (Ho et al. 2013: it then sees all of their updates but for the last so many).
   Outcome begin(const Push& push);
   void apply(const Push& push, const Outcome& begun, size_t entry, char* fresh);
-  bool wait_for_slower(int worker, double timeout_seconds, Outcome* outcome);
+  void finish(int worker);
+  bool must_wait(int worker);
+  void wait_for_slower(int worker, double timeout_seconds, Outcome* outcome);
   // All entries by the one who hosts the optimizer.
   void apply_hosted(const Push& push, Outcome* outcome);
   // Synchronous mode: blocks until the update in which this gradient counts, or does not, is done.
   Outcome contribute(Push* push, double timeout_seconds);
 
-  void set_active(int worker, bool is_active);
-  void lose(int worker);  // its connection broke
+  void set_active(int worker, uint64_t client, bool is_active);
+  void lose(int worker, uint64_t client);  // its connection broke
   void close();
   WorkerRecord record(int worker);
 
  private:
   size_t required() const;
+  void count(WorkerRecord* record, const Push& push, int64_t staleness);
+  bool has_counted(const WorkerRecord& record, const Push& push) const;
+  Outcome undecided(double timeout_seconds) const;
+  void dismiss(int worker, int code, const std::string& text);  // contributions of `worker`; -1: of all
   void combine();
+  void combine_all(Outcome* outcome);
+  void combine_hosted(Outcome* outcome);
   void combine_entry(size_t entry);
+  std::string difference() const;
   template <typename T>
   void average_dense(size_t entry);
   template <typename T>
   void concatenate_rows(size_t entry, std::vector<int64_t>* rows, std::vector<char>* values);
   std::vector<double> weights(double* divisor) const;
   std::string missing() const;
-  void note(WorkerRecord* record, int64_t staleness);
+  int too_slow_for(int worker) const;
 
   const int staleness_bound_, backup_workers_;
   std::vector<double> step_weights_;  // by staleness
@@ -96,7 +113,6 @@ class Store {
   std::condition_variable changed_;
   std::vector<WorkerRecord> workers_;
   std::vector<Push*> contributions_;
-  Outcome combined_;  // of the last update
   int lost_ = -1;
   bool is_closed_ = false;
 };

@@ -1,0 +1,34 @@
+"""Every test of the parameter server runs on both transports where it asks for one, and leaves nothing behind."""
+
+import os
+import time
+
+import pytest
+
+
+@pytest.fixture(params=["shm", "tcp"])
+def transport(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Descriptors (sockets, memfds) and threads, native ones too, must be as many as before; some end a moment later."""
+    before = _left()
+    yield
+    deadline = time.monotonic() + 5.0
+    while _left() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _left() <= before
+
+
+def _left():
+    """Returns the number of descriptors other than of plain files, and of threads."""
+    descriptors = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own
+        descriptors += target.startswith(("socket:", "pipe:", "/memfd:tfdist"))
+    return max(descriptors, 0), len(os.listdir("/proc/self/task"))
