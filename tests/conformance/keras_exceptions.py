@@ -50,6 +50,8 @@ SERVERS = {
     "optimizers.optimizer_test::OptimizerTest::test_ema": _STATE,
     "optimizers.optimizer_test::OptimizerTest::test_gradient_accumulation": _STATE,
     "optimizers.optimizer_test::OptimizerTest::test_overwrite_with_gradient_with_gradient_accumulation": _STATE,
+    "trainers.trainer_test::TestTrainer::test_callbacks_can_update_state_at_batch_boundary": "assigns a weight during "
+    "training; the servers' holds",
     "trainers.trainer_test::TestTrainer::test_fit_sparse_tf_eager": _ASSIGNS,
     "trainers.trainer_test::TestTrainer::test_fit_sparse_tf_graph": _ASSIGNS,
     **{f"{_SPARSE}gradients_{name}": _ASSIGNS for name in _OPTIMIZERS},

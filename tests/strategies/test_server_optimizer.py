@@ -74,9 +74,12 @@ def test_a_loss_scale_optimizer_is_hosted(strategy):
     np.testing.assert_allclose(served, plain, rtol=1e-6)
 
 
-def test_a_gradient_of_another_shape_is_refused(strategy):
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="shape"):
-        train(keras.optimizers.SGD, keras_variable, np.ones(3, np.float32), strategy)
+def test_a_gradient_of_another_shape_is_refused_before_it_is_pushed(strategy):
+    with strategy.scope():
+        optimizer, variable = keras.optimizers.SGD(), keras_variable()
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="shape"):
+            strategy.run(lambda: optimizer.apply([tf.ones(3)], [variable]))
+    assert [kept["updates"] for kept in strategy.known_optimizer(optimizer).store.summaries()] == [0]
 
 
 def test_missing_gradients_are_warned_of(strategy):
