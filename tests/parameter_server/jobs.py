@@ -46,7 +46,9 @@ class Job:
 def job(num_workers=2, num_servers=1, transport="shm", timeout=SECONDS):
     """Yields a `Job`."""
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(ParameterServer(num_workers, SECRET, timeout=timeout)) for _ in range(num_servers)]
+        servers = [
+            stack.enter_context(ParameterServer(num_workers, SECRET, timeout=timeout)) for _ in range(num_servers)
+        ]
         addresses = [server.address for server in servers]
         clients = []
         stack.callback(lambda: [client.close() for client in clients])

@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 
 from tests.parameter_server.jobs import SECONDS, SECRET, Worker, job, push, read, sgd
-from tests.parameter_server.wire import EXCHANGE, PULL_ROWS, PUSH, READ, ROWS, WRITE, connect, entry, is_closed, reply, request
+from tests.parameter_server.wire import (
+    EXCHANGE,
+    PULL_ROWS,
+    PUSH,
+    READ,
+    ROWS,
+    WRITE,
+    connect,
+    entry,
+    is_closed,
+    reply,
+    request,
+)
 from tfdist import errors
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.frames import encode, receive_frame, send_all
@@ -48,7 +60,9 @@ def test_a_server_that_is_not_there():
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with ParameterServer(1, SECRET) as server:
-            with pytest.raises(errors.RendezvousError, match=rf"Parameter server 1 was expected to answer at {address} to rank 0"):
+            with pytest.raises(
+                errors.RendezvousError, match=rf"Parameter server 1 was expected to answer at {address} to rank 0"
+            ):
                 Client([server.address, address], 0, SECRET)
 
 
@@ -62,7 +76,9 @@ def test_a_rank_that_the_job_does_not_have():
     with untouched() as (running, _):
         client = Client([running.servers[0].address], 2, SECRET)
         try:
-            with pytest.raises(errors.ServerLostError, match="Parameter server 0 at .* was expected to answer 'declare' on rank 2"):
+            with pytest.raises(
+                errors.ServerLostError, match="Parameter server 0 at .* was expected to answer 'declare' on rank 2"
+            ):
                 client.add_store("model", MODEL, Options())
         finally:
             client.close()
@@ -73,7 +89,9 @@ def test_a_port_that_is_taken():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(errors.ConfigurationError, match=f"free port was expected. Received: host='127.0.0.1', port={port}"):
+        with pytest.raises(
+            errors.ConfigurationError, match=f"free port was expected. Received: host='127.0.0.1', port={port}"
+        ):
             ParameterServer(1, SECRET, port=port)
 
 
@@ -82,7 +100,9 @@ def test_a_client_that_is_closed():
         (store,) = running.stores(MODEL)
         running.clients[0].close()
         running.clients[0].close()
-        with pytest.raises(errors.TransportError, match="The client of the parameter servers is closed. Make a new strategy."):
+        with pytest.raises(
+            errors.TransportError, match="The client of the parameter servers is closed. Make a new strategy."
+        ):
             push(store, np.ones(N), None)
 
 
@@ -118,7 +138,9 @@ def test_sync_workers_that_push_different_tensors(transport):
         first = Worker(lambda: one.exchange([np.ones(N), None], [np.ones(N), None], learning_rate=1.0))
         second = Worker(lambda: two.exchange([None, np.ones((100, 4))], [None, np.ones((100, 4))], learning_rate=1.0))
         for worker in (first, second):
-            with pytest.raises(errors.MismatchError, match="worker 0 pushes as gradient 0 of 1 all of w, worker 1 of 1 all of e"):
+            with pytest.raises(
+                errors.MismatchError, match="worker 0 pushes as gradient 0 of 1 all of w, worker 1 of 1 all of e"
+            ):
                 worker.result()
         assert (read(one)[0] == 1).all()
         answers = [Worker(push, store, np.ones(N), None) for store in (one, two)]
@@ -128,8 +150,12 @@ def test_sync_workers_that_push_different_tensors(transport):
 @pytest.mark.parametrize("dtype, rule", [("float16", make_rule("sgd", momentum=0.0)), ("int64", make_rule("add"))])
 def test_a_type_that_no_rule_updates(dtype, rule):
     with untouched() as (running, _):
-        with pytest.raises(errors.ConfigurationError, match="A store of 8 bytes was expected to be possible|is expected"):
-            running.clients[0].add_store("odd", [Tensor("w", (4 if dtype == "float16" else 1,), dtype, rule)], Options())
+        with pytest.raises(
+            errors.ConfigurationError, match="A store of 8 bytes was expected to be possible|is expected"
+        ):
+            running.clients[0].add_store(
+                "odd", [Tensor("w", (4 if dtype == "float16" else 1,), dtype, rule)], Options()
+            )
 
 
 # Gradients
@@ -142,7 +168,9 @@ def test_a_gradient_that_is_not_finite_is_not_pushed(transport, place, value):
     (gradient if place == "dense" else rows[1])[-1] = value
     name = "w" if place == "dense" else "e"
     with untouched(transport) as (_, (store, _)):
-        with pytest.raises(errors.NonFiniteGradientError, match=f"NaN or infinity in the gradient of {name} on rank 0 after 0 updates"):
+        with pytest.raises(
+            errors.NonFiniteGradientError, match=f"NaN or infinity in the gradient of {name} on rank 0 after 0 updates"
+        ):
             push(store, gradient, rows)
         result, (w, _) = push(store, gradient, rows, not_finite="skip")
         assert (result.is_skipped, result.updates, w[0]) == (1, 0, 1)
@@ -172,7 +200,9 @@ def test_rows_out_of_range(transport, row):
 def test_an_array_of_another_shape_or_type():
     with untouched() as (_, (store, _)):
         for bad in (np.ones(N + 1), np.ones(N, "f"), np.ones(2 * N)[::2]):
-            with pytest.raises(errors.ConfigurationError, match=r"A contiguous array of shape \(1000,\) and type float64 was expected"):
+            with pytest.raises(
+                errors.ConfigurationError, match=r"A contiguous array of shape \(1000,\) and type float64 was expected"
+            ):
                 store.exchange([bad, None], [np.ones(N), None], learning_rate=1.0)
         with pytest.raises(errors.ConfigurationError, match=r"of shape \(2, 4\) and type float64 was expected for e"):
             push(store, None, (np.array([1, 2]), np.ones((3, 4))))
@@ -206,14 +236,19 @@ def test_an_error_of_a_push_under_way_is_told_once(transport):
 def test_a_bounded_worker_names_whom_it_waited_for(transport):
     with job(2, 1, transport, timeout=0.2) as running:
         fast, _ = running.stores(MODEL, mode="bounded", staleness_bound=0)
-        with pytest.raises(errors.CollectiveTimeoutError, match="worker 1 is more than 0 steps behind and did not come within timeout 0.2 s"):
+        with pytest.raises(
+            errors.CollectiveTimeoutError,
+            match="worker 1 is more than 0 steps behind and did not come within timeout 0.2 s",
+        ):
             push(fast, np.ones(N), None)
 
 
 def test_a_sync_worker_names_whom_it_waited_for(transport):
     with job(3, 1, transport, timeout=0.2) as running:
         stores = running.stores(MODEL, mode="sync")
-        with pytest.raises(errors.CollectiveTimeoutError, match="no gradient came from worker 1, 2 within timeout 0.2 s"):
+        with pytest.raises(
+            errors.CollectiveTimeoutError, match="no gradient came from worker 1, 2 within timeout 0.2 s"
+        ):
             push(stores[0], np.ones(N), None)
 
 
@@ -239,12 +274,16 @@ def test_a_server_that_is_killed(transport, prefetch):
         (pid,) = _children(f"--index\0{1}")
         os.kill(pid, signal.SIGKILL)
         begin = time.monotonic()
-        with pytest.raises(errors.ServerLostError, match=f"parameter server 1 at {addresses[1]} failed on rank 0") as caught:
+        with pytest.raises(
+            errors.ServerLostError, match=f"parameter server 1 at {addresses[1]} failed on rank 0"
+        ) as caught:
             for _ in range(1000):
                 push(store, np.ones(10_000), prefetch=prefetch)
         assert time.monotonic() - begin < SECONDS / 2
         assert caught.value.server == 1
-        with pytest.raises(errors.ServerLostError, match="Parameter server 1 at .* was expected to answer 'summary' on rank 0"):
+        with pytest.raises(
+            errors.ServerLostError, match="Parameter server 1 at .* was expected to answer 'summary' on rank 0"
+        ):
             store.summaries()
     finally:
         client.close()
@@ -292,7 +331,9 @@ def test_a_server_ends_with_the_process_that_started_it():
 
 
 def test_a_server_that_cannot_start(monkeypatch):
-    with pytest.raises(errors.RendezvousError, match="Parameter server 0 was expected to start. Received: it ended at once"):
+    with pytest.raises(
+        errors.RendezvousError, match="Parameter server 0 was expected to start. Received: it ended at once"
+    ):
         spawn.start(1, world_size=1, secret=SECRET, host="203.0.113.1", timeout=SECONDS)
 
 
@@ -318,7 +359,9 @@ def test_garbage_before_the_handshake(garbage):
             assert is_closed(peer)
 
 
-@pytest.mark.parametrize("identity", [b"", b"{}", b"\xff", b'["other", 0, 1]', b'["data", 5, 1]', b'["data", -1, 1]', b'["data", 0, "x"]'])
+@pytest.mark.parametrize(
+    "identity", [b"", b"{}", b"\xff", b'["other", 0, 1]', b'["data", 5, 1]', b'["data", -1, 1]', b'["data", 0, "x"]']
+)
 def test_garbage_in_the_handshake(identity):
     with untouched() as (running, _):
         with connect(running.servers[0].address, SECRET, identity) as peer:
@@ -409,7 +452,9 @@ def test_rows_out_of_range_on_the_wire(kind, values):
     flags = PUSH if kind == EXCHANGE else 0
     with untouched(transport="tcp") as (running, _):
         with connect(running.servers[0].address, SECRET, b'["data", 0, 1]') as peer:
-            peer.sendall(request(kind, [entry(1, ROWS, flags, 2)], row_bytes=len(rows), generation=1, sequence=1) + rows)
+            peer.sendall(
+                request(kind, [entry(1, ROWS, flags, 2)], row_bytes=len(rows), generation=1, sequence=1) + rows
+            )
             assert "row 100 of e, which has 100" in reply(peer)[1]
 
 
@@ -418,7 +463,10 @@ def test_arrays_that_there_are_not(kind, slot):
     with untouched(transport="tcp") as (running, _):
         flags = 1 if kind == WRITE else 2
         with connect(running.servers[0].address, SECRET, b'["data", 0, 1]') as peer:
-            peer.sendall(request(kind, [entry(0, flags=flags)], dense_bytes=8000, slot=slot) + b"\0" * (8000 if flags == 1 else 0))
+            peer.sendall(
+                request(kind, [entry(0, flags=flags)], dense_bytes=8000, slot=slot)
+                + b"\0" * (8000 if flags == 1 else 0)
+            )
             assert f"there is no array {slot} of w" in reply(peer)[1]
 
 

@@ -79,7 +79,7 @@ def test_a_gradient_of_another_shape_is_refused_before_it_is_pushed(strategy):
         optimizer, variable = keras.optimizers.SGD(), keras_variable()
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="shape"):
             strategy.run(lambda: optimizer.apply([tf.ones(3)], [variable]))
-    assert [kept["updates"] for kept in strategy.known_optimizer(optimizer).store.summaries()] == [0]
+    assert [kept["updates"] for kept in strategy.known_optimizers(optimizer)[0].store.summaries()] == [0]
 
 
 def test_missing_gradients_are_warned_of(strategy):

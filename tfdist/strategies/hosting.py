@@ -32,6 +32,12 @@ def core_of(optimizer):
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def parts_of(optimizer):
+    """Returns the optimizers that update: those inside of a `MultiOptimizer` (Keras >= 3.13), or the optimizer itself."""
+    several = getattr(keras.optimizers, "MultiOptimizer", ())
+    return [part for part in optimizer.optimizers if part.built] if isinstance(optimizer, several) else [optimizer]
+
+
 def scales_loss(optimizer):
     """Whether the optimizer looks for infinite gradients itself."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

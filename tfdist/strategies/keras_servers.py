@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdist.strategies import server_bridge, state
+from tfdist.strategies import hosting, server_bridge, state
 from tfdist.strategies import step as replica_step
 
 
@@ -39,12 +39,14 @@ class Training(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
-        known = self._strategy.known_optimizer(optimizer)
-        if known is None:
+        known = self._strategy.known_optimizers(optimizer)
+        for part in known:
+            part.begin()
+        if not known:
             statistics = [v.value for v in self.model.non_trainable_variables]
-            self._strategy.optimizer_of(optimizer, statistics)
-        else:
-            known.begin()
+            for part in hosting.parts_of(optimizer):
+                self._strategy.optimizer_of(part, statistics)
+                statistics = []
 
     def on_epoch_begin(self, epoch, logs=None):
         for optimizer in self._strategy.optimizers():
@@ -57,8 +59,7 @@ class Training(keras.callbacks.Callback):
 
 def end_of_fit(strategy, model):
     """Brings the optimizer's state back; returns when every worker's updates are applied."""
-    known = strategy.known_optimizer(model.optimizer)
-    if known is not None:
+    for known in strategy.known_optimizers(model.optimizer):
         known.fetch_state()
     strategy.barrier("fit ends")
 
@@ -91,9 +92,9 @@ def _end_epoch(strategy, model):
     strategy.barrier("an epoch ends")
     for optimizer in strategy.optimizers():
         optimizer.fetch_parameters()
-    known = strategy.known_optimizer(model.optimizer)
-    if known is not None and getattr(model.optimizer, "use_ema", False):
-        known.fetch_state()  # the moving average, which Keras may put in place of the parameters
+    for part, known in zip(hosting.parts_of(model.optimizer), strategy.known_optimizers(model.optimizer)):
+        if getattr(part, "use_ema", False):
+            known.fetch_state()  # the moving average, which Keras may put in place of the parameters
     strategy.barrier("all have the parameters")
 
 
@@ -158,14 +159,14 @@ def fetch_for_saving(strategy, model):
 
     Between two epochs the parameters are fresh, and so is a moving average; a callback may have swapped them by intent.
     """
-    known = strategy.known_optimizer(model.optimizer) if getattr(model, "optimizer", None) else None
-    if known is None or not _in_fit():
+    if not _in_fit():
         return
-    if not known.is_paused:
-        known.store.flush()
-        known.fetch_parameters()
-    if not (known.is_paused and getattr(model.optimizer, "use_ema", False)):
-        known.fetch_state()
+    for known in strategy.known_optimizers(getattr(model, "optimizer", None)):
+        if not known.is_paused:
+            known.store.flush()
+            known.fetch_parameters()
+        if not (known.is_paused and getattr(model.optimizer, "use_ema", False)):
+            known.fetch_state()
 
 
 def _in_fit():

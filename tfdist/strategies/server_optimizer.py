@@ -57,7 +57,11 @@ class ServerOptimizer:
 
     def _description(self, optimizer, tensors):
         """What must be the same on all workers; only the tails of names are."""
-        values = {"class": type(optimizer).__name__, "the update rule": repr(self._rule), "number of tensors": len(tensors)}
+        values = {
+            "class": type(optimizer).__name__,
+            "the update rule": repr(self._rule),
+            "number of tensors": len(tensors),
+        }
         for i, tensor in enumerate(tensors):
             values[f"tensor {i}"] = f"{tensor.name.rsplit('/')[-1]} {tensor.shape} {tensor.dtype}"
         return values

@@ -13,7 +13,7 @@ from tfdist.data import dealer, uneven
 from tfdist.errors import ConfigurationError
 from tfdist.parameter_server.client import NOT_FINITE, Options
 from tfdist.staleness import weighting
-from tfdist.strategies import initial_value
+from tfdist.strategies import hosting, initial_value
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 MODES = ("async", "bounded", "sync")
@@ -54,7 +54,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
                 "backup_workers is expected to be less than the number of workers. "
                 f"Received: backup_workers={backup_workers}, {self.world_size} workers. Lower it, or start more workers."
             )
-        self.prefetch = self._prefetch(prefetch, staleness_bound)
+        self.prefetch = self._prefetch(prefetch, staleness_bound, bool(compensation))
         self.not_finite = NOT_FINITE[not_finite]
         self._options = Options(
             mode=mode,
@@ -74,12 +74,12 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         atexit.register(self.close)
         setup.prepare(self)
 
-    def _prefetch(self, prefetch, staleness_bound):
-        may = self.mode != "sync" and not (self.mode == "bounded" and staleness_bound == 0)
+    def _prefetch(self, prefetch, staleness_bound, is_compensated):
+        may = self.mode != "sync" and not (self.mode == "bounded" and staleness_bound == 0) and not is_compensated
         if prefetch and not may:
             raise ConfigurationError(
-                "prefetch is expected to be 0 where a worker must have the newest parameters. Received: prefetch=1, "
-                f"mode={self.mode!r}. Leave it out."
+                "prefetch is expected to be 0 where the server relies on which parameters a worker has: in mode 'sync', with "
+                f"staleness_bound=0 and with delay compensation. Received: prefetch=1, mode={self.mode!r}. Leave it out."
             )
         return int(may and self.world_size > 1) if prefetch is None else prefetch
 
@@ -122,9 +122,10 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
                 found.begin()
         return found
 
-    def known_optimizer(self, optimizer):
-        """Returns the `ServerOptimizer`, or None if the servers have not heard of it yet."""
-        return self._optimizers.get(optimizer)
+    def known_optimizers(self, optimizer):
+        """Returns the `ServerOptimizer`s of a Keras optimizer, none if the servers have not heard of it yet."""
+        parts = hosting.parts_of(optimizer) if optimizer is not None else []
+        return [self._optimizers[part] for part in parts if part in self._optimizers]
 
     def optimizers(self):
         """Returns all `ServerOptimizer`s."""

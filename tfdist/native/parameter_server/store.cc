@@ -85,8 +85,7 @@ Outcome Store::begin(const Push& push) {
 }
 
 void Store::apply(const Push& push, const Outcome& begun, size_t entry, char* fresh) {
-  const auto position = std::min(static_cast<size_t>(begun.staleness), step_weights_.size() - 1);
-  const UpdateOf update{push.worker, begun.updates, push.header.learning_rate * step_weights_[position]};
+  const UpdateOf update{push.worker, begun.updates, push.header.learning_rate * step_weight(begun.staleness)};
   shards_[push.entries[entry].shard]->update(update, push.gradients[entry], fresh);
 }
 
@@ -148,7 +147,7 @@ void Store::apply_hosted(const Push& push, Outcome* outcome) {
   for (auto& shard : shards_) locks.emplace_back(shard->mutex);
   char text[1024] = {};
   outcome->code = host_(host_context_, gradients.data(), static_cast<int32_t>(gradients.size()),
-                        push.header.learning_rate, text, sizeof(text));
+                        push.header.learning_rate * step_weight(outcome->staleness), text, sizeof(text));
   outcome->text = text;
   for (const auto& gradient : gradients) ++shards_[static_cast<size_t>(gradient.shard)]->version;
 }
