@@ -82,6 +82,7 @@ class Store {
 
  private:
   size_t required() const;
+  void call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate, Outcome* outcome);
   void count(WorkerRecord* record, const Push& push, int64_t staleness);
   bool has_counted(const WorkerRecord& record, const Push& push) const;
   Outcome undecided(double timeout_seconds) const;
