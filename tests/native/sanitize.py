@@ -18,6 +18,7 @@ PROGRAMS = {
     "engine_test": (("common", "transport", "engine"), "-O1"),
     "stream_test": (("common", "transport", "engine"), "-O1"),
     "reduce_test": (("common",), "-O3"),
+    "parameter_server_test": (("common", "parameter_server"), "-O1"),
 }
 
 

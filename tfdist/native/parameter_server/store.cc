@@ -132,23 +132,28 @@ void Store::apply_hosted(const Push& push, Outcome* outcome) {
   std::lock_guard<std::mutex> lock(host_mutex_);
   std::vector<tfdist_hosted_gradient> gradients;
   for (size_t i = 0; i < push.entries.size(); ++i) {
-    if ((push.entries[i].flags & kPush) == 0) continue;
     const Gradient& g = push.gradients[i];
-    Shard& shard = *shards_[push.entries[i].shard];
-    if (!shard.is_hosted) {
-      shard.update(UpdateOf{push.worker, outcome->updates, 0}, g, nullptr);
-      continue;
-    }
-    const char* values = g.dense != nullptr ? g.dense : g.values;
-    gradients.push_back({static_cast<int32_t>(push.entries[i].shard), values, g.rows, g.num_rows});
+    if ((push.entries[i].flags & kPush) == 0 || !shards_[push.entries[i].shard]->is_hosted) continue;
+    gradients.push_back({static_cast<int32_t>(push.entries[i].shard), g.dense != nullptr ? g.dense : g.values, g.rows, g.num_rows});
   }
-  if (gradients.empty()) return;
+  if (!gradients.empty()) call_host(gradients, push.header.learning_rate * step_weight(outcome->staleness), outcome);
+  for (size_t i = 0; i < push.entries.size() && outcome->code == TFDIST_OK; ++i) {
+    Shard& shard = *shards_[push.entries[i].shard];
+    if ((push.entries[i].flags & kPush) == 0 || shard.is_hosted) continue;
+    shard.update(UpdateOf{push.worker, outcome->updates, 0}, push.gradients[i], nullptr);
+  }
+}
+
+void Store::call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate, Outcome* outcome) {
   std::vector<std::unique_lock<std::mutex>> locks;  // nobody reads a tensor that is half written
   for (auto& shard : shards_) locks.emplace_back(shard->mutex);
   char text[1024] = {};
-  outcome->code = host_(host_context_, gradients.data(), static_cast<int32_t>(gradients.size()),
-                        push.header.learning_rate * step_weight(outcome->staleness), text, sizeof(text));
-  outcome->text = text;
+  outcome->code = host_(host_context_, gradients.data(), static_cast<int32_t>(gradients.size()), learning_rate, text,
+                        sizeof(text));
+  if (outcome->code != TFDIST_OK) {
+    outcome->text = text;
+    return;
+  }
   for (const auto& gradient : gradients) ++shards_[static_cast<size_t>(gradient.shard)]->version;
 }
 

@@ -86,6 +86,7 @@ class Store {
     return step_weights_[std::min(static_cast<size_t>(staleness), step_weights_.size() - 1)];
   }
   size_t required() const;
+  void call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate, Outcome* outcome);
   void count(WorkerRecord* record, const Push& push, int64_t staleness);
   bool has_counted(const WorkerRecord& record, const Push& push) const;
   Outcome undecided(double timeout_seconds) const;
