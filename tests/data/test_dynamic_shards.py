@@ -197,13 +197,13 @@ def test_which_datasets_are_dealt():
 
 
 @pytest.mark.parametrize(
-    ("data", "kind"), [(np.zeros(3), "ndarray"), (tf.data.Dataset.range(3).repeat(), "one without")]
+    ("make", "kind"), [(lambda: np.zeros(3), "ndarray"), (lambda: tf.data.Dataset.range(3).repeat(), "one without")]
 )
-def test_only_datasets_that_end_can_be_dealt(data, kind):
+def test_only_datasets_that_end_can_be_dealt(make, kind):
     with pytest.raises(
         ConfigurationError, match=f"dynamic_shards expects a tf.data.Dataset that ends. Received: {kind}"
     ):
-        tfdist.data.dynamic_shards(data)
+        tfdist.data.dynamic_shards(make())
 
 
 def test_the_store_counts_over_all_workers():
