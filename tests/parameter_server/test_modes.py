@@ -116,9 +116,11 @@ def test_a_gradient_of_no_weight_may_be_anything(transport):
     bad = (np.array([2]), np.full((1, 2), np.inf))
     with job(2, 1, transport) as running:
         stores = running.stores([sgd("w", (N,)), sgd("e", (9, 2))], mode="sync")
-        for bad_rank in (0, 1):
-            calls = [lambda s=s: push(s, np.ones(N), (np.array([2]), np.ones((1, 2)))) for s in stores]
-            calls[bad_rank] = lambda: push(stores[bad_rank], np.full(N, np.nan), bad, not_finite="skip", is_synchronous=True)
+        for bad_rank, store in enumerate(stores):
+            good = (np.array([2]), np.ones((1, 2)))
+            skips = {"not_finite": "skip", "is_synchronous": True}
+            calls = [lambda s=s: push(s, np.ones(N), good) for s in stores]
+            calls[bad_rank] = lambda s=store: push(s, np.full(N, np.nan), bad, **skips)
             answers = together(*calls)
             assert answers[bad_rank][0].is_skipped
             for _, (w, e) in answers:
@@ -206,7 +208,9 @@ def test_half_floats_cannot_be_averaged():
 @pytest.mark.parametrize("num_servers", [1, 2])
 def test_prefetch_answers_with_what_the_push_before_made(transport, num_servers):
     with job(1, num_servers, transport) as running:
-        (store,) = running.stores([sgd("w", (9000, 3)), sgd("b", (3,))], initial=[np.full((9000, 3), 8.0), np.full(3, 8.0)])
+        (store,) = running.stores(
+            [sgd("w", (9000, 3)), sgd("b", (3,))], initial=[np.full((9000, 3), 8.0), np.full(3, 8.0)]
+        )
         fresh = [np.full((9000, 3), 8.0), np.full(3, 8.0)]  # what the worker has
         seen = []
         for _ in range(4):

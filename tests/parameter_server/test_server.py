@@ -186,7 +186,10 @@ def test_slots_are_read_and_written(transport, rng):
 
 
 def test_both_transports_give_equal_bits(rng):
-    tensors = [Tensor("w", (9001, 7), "float32", ADAM), Tensor("e", (501, 4), "float32", make_rule("rmsprop", rho=0.9, momentum=0.0, epsilon=1e-7))]
+    tensors = [
+        Tensor("w", (9001, 7), "float32", ADAM),
+        Tensor("e", (501, 4), "float32", make_rule("rmsprop", rho=0.9, momentum=0.0, epsilon=1e-7)),
+    ]
     initial = [rng.normal(size=t.shape).astype("f") for t in tensors]
     steps = [(rng.normal(size=(9001, 7)).astype("f"), (rng.integers(0, 501, 9), rng.normal(size=(9, 4)).astype("f")))
              for _ in range(4)]  # fmt: skip

@@ -24,7 +24,22 @@ def request(kind, entries, *, magic=0x74667071, store=0, flags=0, num_entries=No
             learning_rate=0.0, weight=1.0, row_bytes=0, dense_bytes=0, check=None):  # fmt: skip
     """Returns the header and the entries of a request; what is not given makes sense."""
     count = len(entries) if num_entries is None else num_entries
-    fields = (magic, kind, 1, store, flags, count, slot, generation, sequence, base, learning_rate, weight, row_bytes, dense_bytes)
+    fields = (
+        magic,
+        kind,
+        1,
+        store,
+        flags,
+        count,
+        slot,
+        generation,
+        sequence,
+        base,
+        learning_rate,
+        weight,
+        row_bytes,
+        dense_bytes,
+    )
     words = struct.unpack("<10Q", _REQUEST.pack(*fields, 0)[:80])
     total = 0
     for word in words:

@@ -199,7 +199,9 @@ def _listen(host, port):
 
 def _understood(identity, num_workers):
     kind, rank, client = json.loads(identity)
-    if not (kind in ("control", "data") and isinstance(rank, int) and 0 <= rank < num_workers and isinstance(client, int)):
+    if not (
+        kind in ("control", "data") and isinstance(rank, int) and 0 <= rank < num_workers and isinstance(client, int)
+    ):
         raise ValueError(f"connection {kind!r} of worker {rank!r}, and there are {num_workers} workers")
     return kind, rank, client
 
