@@ -22,7 +22,6 @@ from tfdist.parameter_server.client import Client, Options, Tensor
 from tfdist.parameter_server.rules import make_rule
 from tfdist.parameter_server.server import ParameterServer
 
-
 # Who is there
 
 

@@ -10,8 +10,19 @@ import pytest
 
 from tests.parameter_server.jobs import MODEL, SECONDS, SECRET, job, read, sgd, untouched
 from tests.parameter_server.jobs import SIZE as N
-from tests.parameter_server.wire import EXCHANGE, PULL_ROWS, PUSH, READ, ROWS, WRITE
-from tests.parameter_server.wire import connect, entry, is_closed, reply, request
+from tests.parameter_server.wire import (
+    EXCHANGE,
+    PULL_ROWS,
+    PUSH,
+    READ,
+    ROWS,
+    WRITE,
+    connect,
+    entry,
+    is_closed,
+    reply,
+    request,
+)
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.frames import encode, receive_frame, send_all
 from tfdist.comm.shared_memory import host_identity
@@ -47,8 +58,8 @@ def test_garbage_on_a_control_connection(frame):
 
 @pytest.mark.parametrize(
     "header",
-    [{}, {"op": "declare"}, {"op": "what", "store": "model"}, {"op": "begin", "store": "model"}, {"op": "active", "store": "no"},
-     {"op": "declare", "store": "new"}, {"op": "window", "store": "model", "window": {}}],
+    [{}, {"op": "declare"}, {"op": "what", "store": "model"}, {"op": "begin", "store": "model"},
+     {"op": "active", "store": "no"}, {"op": "declare", "store": "new"}, {"op": "window", "store": "model", "window": {}}],
 )  # fmt: skip
 def test_control_requests_that_make_no_sense(header):
     with untouched() as (running, _):

@@ -1,4 +1,4 @@
-"""Who waits for whom, and which gradient counts how much: asynchronous, bounded, synchronous; prefetch; what goes beside."""
+"""Who waits for whom, and which gradient counts how much, in all modes; prefetch; what the server does besides."""
 
 import numpy as np
 import pytest
@@ -116,9 +116,8 @@ def test_a_gradient_of_no_weight_may_be_anything(transport):
     bad = (np.array([2]), np.full((1, 2), np.inf))
     with job(2, 1, transport) as running:
         stores = running.stores([sgd("w", (N,)), sgd("e", (9, 2))], mode="sync")
+        good, skips = (np.array([2]), np.ones((1, 2))), {"not_finite": "skip", "is_synchronous": True}
         for bad_rank, store in enumerate(stores):
-            good = (np.array([2]), np.ones((1, 2)))
-            skips = {"not_finite": "skip", "is_synchronous": True}
             calls = [lambda s=s: push(s, np.ones(N), good) for s in stores]
             calls[bad_rank] = lambda s=store: push(s, np.full(N, np.nan), bad, **skips)
             answers = together(*calls)
