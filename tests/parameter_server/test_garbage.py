@@ -12,6 +12,7 @@ from tests.parameter_server.jobs import MODEL, SECONDS, SECRET, job, read, sgd, 
 from tests.parameter_server.jobs import SIZE as N
 from tests.parameter_server.wire import (
     EXCHANGE,
+    PULL,
     PULL_ROWS,
     PUSH,
     READ,
@@ -102,8 +103,8 @@ _BYTES = 8000 + 3200  # of both, each a multiple of 64
         (request(EXCHANGE, [entry(1, ROWS, num_rows=-1)]), "its list of tensors"),
         (request(EXCHANGE, [entry(1, ROWS, num_rows=1 << 32)], row_bytes=1 << 32), "its list of tensors"),
         (request(EXCHANGE, [entry(1, ROWS, num_rows=2)], row_bytes=16), "its list of tensors"),
-        (request(READ, [entry(1, ROWS)], dense_bytes=0), "its list of tensors"),
-        (request(WRITE, [entry(1, ROWS)], dense_bytes=3200), "its list of tensors"),
+        (request(READ, [entry(1, ROWS, PULL)], dense_bytes=3200), "its list of tensors"),
+        (request(WRITE, [entry(1, ROWS, PUSH)]), "its list of tensors"),
         (request(READ, [entry(1, flags=PUSH)], dense_bytes=3200), "its list of tensors"),
         (request(WRITE, [entry(1, flags=0)], dense_bytes=3200), "its list of tensors"),
         (request(PULL_ROWS, [entry(1, num_rows=5)]), "its list of tensors"),
