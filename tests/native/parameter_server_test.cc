@@ -276,7 +276,8 @@ void test_lost_server(bool prefetch, bool is_shared) {
 }
 
 // A hosted update, and one that its host refuses.
-int32_t host(void* context, const tfdist_hosted_gradient* gradients, int32_t num_gradients, double, char* text, int64_t capacity) {
+int32_t host(void* context, const tfdist_hosted_gradient* gradients, int32_t num_gradients, double, char* text,
+             int64_t capacity) {
   auto* calls = static_cast<int*>(context);
   CHECK(num_gradients == 1 && gradients[0].rows == nullptr);
   std::snprintf(text, static_cast<size_t>(capacity), "no more");

@@ -13,7 +13,7 @@ def transport(request):
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Descriptors (sockets, memfds) and threads, native ones too, must be as many as before; some end a moment later."""
+    """Sockets, memfds and threads, native ones too, must be as few as before; some end a moment later."""
     before = _left()
     yield
     deadline = time.monotonic() + 5.0

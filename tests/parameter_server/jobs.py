@@ -102,3 +102,19 @@ class Worker(threading.Thread):
 def together(*calls):
     """Runs functions at once and returns their results."""
     return [worker.result() for worker in [Worker(call) for call in calls]]
+
+
+SIZE = 1000
+MODEL = [sgd("w", (SIZE,)), sgd("e", (100, 4))]
+
+
+@contextlib.contextmanager
+def untouched(transport="shm", **options):
+    """Yields a job and its stores; after the fault the parameters are as before, and the other worker trains."""
+    with job(2, 1, transport) as running:
+        stores = running.stores(MODEL, initial=[np.ones(SIZE), np.ones((100, 4))], **options)
+        yield running, stores
+        w, e = read(stores[1])
+        assert (w == 1).all() and (e == 1).all()
+        result, (fresh, _) = push(stores[1], np.ones(SIZE), None)
+        assert (result.updates, fresh[0]) == (1, 0)

@@ -1,4 +1,4 @@
-"""Who waits for whom, and which gradient counts how much: asynchronous, bounded, synchronous; prefetch; what goes beside."""
+"""Who waits for whom, and which gradient counts how much, in all modes; prefetch; what the server does besides."""
 
 import numpy as np
 import pytest
@@ -116,11 +116,10 @@ def test_a_gradient_of_no_weight_may_be_anything(transport):
     bad = (np.array([2]), np.full((1, 2), np.inf))
     with job(2, 1, transport) as running:
         stores = running.stores([sgd("w", (N,)), sgd("e", (9, 2))], mode="sync")
-        for bad_rank in (0, 1):
-            calls = [lambda s=s: push(s, np.ones(N), (np.array([2]), np.ones((1, 2)))) for s in stores]
-            calls[bad_rank] = lambda: push(
-                stores[bad_rank], np.full(N, np.nan), bad, not_finite="skip", is_synchronous=True
-            )
+        good, skips = (np.array([2]), np.ones((1, 2))), {"not_finite": "skip", "is_synchronous": True}
+        for bad_rank, store in enumerate(stores):
+            calls = [lambda s=s: push(s, np.ones(N), good) for s in stores]
+            calls[bad_rank] = lambda s=store: push(s, np.full(N, np.nan), bad, **skips)
             answers = together(*calls)
             assert answers[bad_rank][0].is_skipped
             for _, (w, e) in answers:

@@ -1,4 +1,4 @@
-"""The protocol on the wire, written down a second time (native/parameter_server/protocol.h), to say what no client says."""
+"""native/parameter_server/protocol.h written down a second time, to say on the wire what no client says."""
 
 import contextlib
 import socket
@@ -20,8 +20,8 @@ def entry(shard, kind=DENSE, flags=PUSH | PULL, num_rows=0):
     return struct.pack("<IHHq", shard, kind, flags, num_rows)
 
 
-def request(kind, entries, *, magic=0x74667071, store=0, flags=0, num_entries=None, slot=0, generation=0, sequence=0, base=0,
-            learning_rate=0.0, weight=1.0, row_bytes=0, dense_bytes=0, check=None):  # fmt: skip
+def request(kind, entries, *, magic=0x74667071, store=0, flags=0, num_entries=None, slot=0, generation=0, sequence=0,
+            base=0, learning_rate=0.0, weight=1.0, row_bytes=0, dense_bytes=0, check=None):  # fmt: skip
     """Returns the header and the entries of a request; what is not given makes sense."""
     count = len(entries) if num_entries is None else num_entries
     fields = (

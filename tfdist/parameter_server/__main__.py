@@ -1,7 +1,7 @@
 """`python -m tfdist.parameter_server`: one parameter server, until SIGTERM.
 
-Its place comes from the environment, as `tfdist run --servers` or TF_CONFIG sets it; a strategy that starts servers of its
-own gives it as options.
+Its place comes from the environment, as `tfdist run --servers` or TF_CONFIG sets it; a strategy that starts servers of
+its own gives it as options.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def main(arguments=None):
     parser.add_argument("--index", type=int, default=0, help="this server's number, with --report-to (0)")
     parser.add_argument("--num-workers", type=int, default=1, help="how many there are, with --report-to (1)")
     parser.add_argument("--bind", metavar="HOST", default=LOOPBACK, help="where to listen, with --report-to")
-    parser.add_argument("--report-to", type=int, metavar="FD", help="a file descriptor that is told the address; the server "
-                        "then ends with its standard input")  # fmt: skip
+    told = "a file descriptor that is told the address; the server then ends when its standard input does"
+    parser.add_argument("--report-to", type=int, metavar="FD", help=told)
     chosen = parser.parse_args(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -157,7 +157,7 @@ class Client:
         return ClientStore(self, name, tensors, options, may_split, servers or len(self.addresses))
 
     def ask(self, server, header, value=b""):
-        """Sends one control request to a server and returns its answer, a dict, "value" being the bytes that came with it."""
+        """Sends a control request to a server; returns its answer, a dict, "value" being the bytes that came with it."""
         with self._lock:
             try:
                 send_all(self._controls[server], encode(header, value), time.monotonic() + _REPLY_SECONDS)
@@ -166,8 +166,8 @@ class Client:
                 for control in self._controls[server : server + 1]:
                     shut_down(control)  # its answer would be taken for the next one's
                 raise errors.ServerLostError(
-                    f"Parameter server {server} at {self.addresses[server]} was expected to answer {header['op']!r} on rank "
-                    f"{self.rank}. Received: {error}. See its output for why it ended.",
+                    f"Parameter server {server} at {self.addresses[server]} was expected to answer {header['op']!r} on "
+                    f"rank {self.rank}. Received: {error}. See its output for why it ended.",
                     server,
                 ) from error
         if "error" in answer:
@@ -259,13 +259,13 @@ class ClientStore:
         number = library.core().tfdist_client_add_store(self._client.native, ctypes.byref(described))
         if number < 0:
             raise errors.TransportError(
-                f"Memory for {sum(sizes) / _MEGABYTE:.0f} MiB of gradients was expected. Received: none of the kernel. Use a "
-                "smaller model, or more memory."
+                f"Memory for {sum(sizes) / _MEGABYTE:.0f} MiB of gradients was expected. Received: none of the kernel. Use "
+                "a smaller model, or more memory."
             )
         return number
 
     def begin(self, generation, updates, *, scalars=(), tell=False):
-        """Says that the parameters are new ones, which have seen `updates`; `tell` on the worker that has written them."""
+        """The parameters are new ones, which have seen `updates`; `tell` the servers on the worker that has written them."""
         if tell:
             header = {"op": "begin", "store": self.name, "generation": generation, "updates": updates}
             for server in self.servers:
@@ -278,7 +278,7 @@ class ClientStore:
         self._transfer(True, slot, arrays)
 
     def read(self, slot, arrays):
-        """Fills the contiguous `arrays` (None leaves one out) with array `slot`; returns how many updates it has seen."""
+        """Fills the contiguous `arrays` (None leaves one out) with array `slot`; returns how many updates they have seen."""
         return self._transfer(False, slot, arrays).updates
 
     def _transfer(self, writes, slot, arrays):
@@ -295,8 +295,8 @@ class ClientStore:
         shape = tuple(tensor.shape) if shape is None else shape
         if array.shape != shape or array.dtype.name != tensor.dtype or not array.flags.c_contiguous:
             raise errors.ConfigurationError(
-                f"A contiguous array of shape {shape} and type {tensor.dtype} was expected for {tensor.name}. Received: "
-                f"shape={array.shape}, type={array.dtype.name}, contiguous={array.flags.c_contiguous}. Convert it."
+                f"A contiguous array of shape {shape} and type {tensor.dtype} was expected for {tensor.name}. "
+                f"Received: shape={array.shape}, type={array.dtype.name}, contiguous={array.flags.c_contiguous}. Convert it."
             )
 
     def exchange(self, gradients, fresh, *, learning_rate, weight=1.0, is_sum=False, prefetch=False, is_pushed=True,
@@ -336,7 +336,8 @@ class ClientStore:
                 dense.append(library.ExchangeDense(i, 0, source, data, data))
         call = library.Exchange(
             (library.ExchangeDense * len(dense))(*dense), (library.ExchangeRows * len(rows))(*(r[2] for r in rows)),
-            len(dense), len(rows), learning_rate, weight, is_sum, is_pushed, prefetch, is_synchronous, NOT_FINITE[not_finite],
+            len(dense), len(rows), learning_rate, weight, is_sum, is_pushed, prefetch, is_synchronous,
+            NOT_FINITE[not_finite],
         )  # fmt: skip
         result = library.Result()
         code = library.core().tfdist_client_exchange(self._client.native, self.id, ctypes.byref(call), result)
@@ -415,8 +416,8 @@ def _dial(address, server, identity, secret):
         connection = socket.create_connection((host, port), timeout=30.0)
     except OSError as error:
         raise errors.RendezvousError(
-            f"Parameter server {server} was expected to answer at {address} to rank {identity[1]}. Received: {error}. See whether it "
-            "runs (`tfdist run --servers`, `python -m tfdist.parameter_server`), and whether a firewall is between."
+            f"Parameter server {server} was expected to answer at {address} to rank {identity[1]}. Received: {error}. "
+            "See whether it runs (`tfdist run --servers`, `python -m tfdist.parameter_server`), and whether a firewall is between."
         ) from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

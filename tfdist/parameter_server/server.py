@@ -1,7 +1,7 @@
 """A parameter server: listens, checks who comes, and lets the native core serve them.
 
-A worker opens three connections. On the *control* connection it sends frames of JSON (`tfdist.cluster.frames`): which tensors
-there are, which rule updates them, where its window of shared memory is. The other two go to the native core
+A worker opens three connections. On the *control* connection it sends frames of JSON (`tfdist.cluster.frames`): which
+tensors there are, which rule updates them, where its window of shared memory is. The other two go to the native core
 (native/parameter_server/protocol.h), which moves gradients and parameters without Python.
 """
 
@@ -57,7 +57,7 @@ class ParameterServer:
         self._acceptor.start()
 
     def summary(self):
-        """Returns what the server has done, over all stores, for JSON: see `tfdist.launch.summary`, without "server"."""
+        """Returns what the server has done in all stores, for JSON: see `tfdist.launch.summary`, but for "server"."""
         with self._lock:
             stores = list(self._stores.values())
             summaries = [store.summary() for store in stores]
@@ -158,8 +158,8 @@ class ParameterServer:
             return {"error": type(error).__name__, "text": str(error)}, b""
         except Exception as error:  # of a hosted optimizer, too: this worker is told, the others are not disturbed
             logging.exception("parameter server: %r of worker %d failed", header.get("op"), rank)
-            return {"error": "TransportError", "text": f"A parameter server was expected to serve {header.get('op')!r} of "
-                    f"rank {rank}. Received: {type(error).__name__}: {error}. See its output."}, b""  # fmt: skip
+            text = f"A parameter server was expected to serve {header.get('op')!r} of rank {rank}. Received: "
+            return {"error": "TransportError", "text": f"{text}{type(error).__name__}: {error}. See its output."}, b""
 
     def _declare(self, header, value, rank):
         """The first worker's declaration makes the store, the others' must agree with it."""
@@ -191,8 +191,8 @@ def _listen(host, port):
     except OSError as error:
         listener.close()
         raise ConfigurationError(
-            f"An address of this host with a free port was expected. Received: host={host!r}, port={port}: {error}. Choose "
-            "another port, or 0 for any."
+            f"An address of this host with a free port was expected. Received: host={host!r}, port={port}: {error}. "
+            "Choose another port, or 0 for any."
         ) from error
     return listener
 

@@ -1,7 +1,8 @@
 """Which server keeps what: shards balanced by bytes, large tensors split between rows, small ones kept whole.
 
-Tensors that make up more than a quarter of a server's fair share are cut into one part a server; the others go, the largest
-first, to the server with the fewest bytes (longest processing time first: Graham 1969, at most 4/3 of the best balance).
+Tensors that make up more than a quarter of a server's fair share are cut into one part a server; the others go, the
+largest first, to the server with the fewest bytes (longest processing time first: Graham 1969, at most 4/3 of the best
+balance).
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Servers that the chief's process starts for itself, where nobody else has: they end with it, however it ends.
 
-Each has a session of its own, so that what ends the chief's process group leaves it the time to tell what it has counted. It
-reads from a pipe whose other end the chief holds, and ends when that closes.
+Each has a session of its own, so that what ends the chief's process group leaves it the time to tell what it has
+counted. It reads from a pipe whose other end the chief holds, and ends when that closes.
 """
 
 import atexit
@@ -85,12 +85,14 @@ def _address(reader, index):
         while not text.endswith(b"\n"):
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise RendezvousError(
-                    f"Parameter server {index} was expected to listen within {_START_SECONDS:g} s. Received: nothing. See its output."
+                    f"Parameter server {index} was expected to listen within {_START_SECONDS:g} s. "
+                    "Received: nothing. See its output."
                 )
             part = os.read(reader, 256)
             if not part:
                 raise RendezvousError(
-                    f"Parameter server {index} was expected to start. Received: it ended at once. See its output for why."
+                    f"Parameter server {index} was expected to start. Received: it ended at once. "
+                    "See its output for why."
                 )
             text += part
     return text.decode().strip()

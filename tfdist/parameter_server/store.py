@@ -45,8 +45,8 @@ class Store:
         self.number = library.core().tfdist_server_add_store(server, self._options, array, len(shards))
         if self.number < 0:
             raise ConfigurationError(
-                f"A store of {self.num_bytes} bytes was expected to be possible. Received: code {-self.number} of the native "
-                "core. Is there memory enough for parameters and optimizer state? Use more servers."
+                f"A store of {self.num_bytes} bytes was expected to be possible. Received: code {-self.number} of the "
+                "native core. Is there memory enough for parameters and optimizer state? Use more servers."
             )
         if self._hosted:
             self._hosted.attach(self.array)
@@ -57,8 +57,8 @@ class Store:
             return
         text = _first_difference(self._declaration, declaration)
         raise MismatchError(
-            f"All workers were expected to train the same model. Received: rank {self._declared_by} and rank {rank} differ in "
-            f"{text}. Build and compile the model alike on every worker."
+            f"All workers were expected to train the same model. Received: rank {self._declared_by} and rank {rank} differ "
+            f"in {text}. Build and compile the model alike on every worker."
         )
 
     def array(self, shard, slot=0):

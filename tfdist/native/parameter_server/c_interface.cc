@@ -42,7 +42,8 @@ int32_t guarded(tfdist_exchange_result* result, Call call) {
   } catch (const std::exception& error) {
     std::memset(result, 0, sizeof(*result));
     result->server = result->culprit = -1;
-    std::snprintf(result->text, sizeof(result->text), "The exchange with the parameter servers failed: %s.", error.what());
+    std::snprintf(result->text, sizeof(result->text), "The exchange with the parameter servers failed: %s.",
+                  error.what());
     return TFDIST_INVALID;
   }
 }
@@ -60,7 +61,8 @@ void tfdist_server_release(tfdist_server* server) { delete server; }
 int32_t tfdist_server_add_store(tfdist_server* server, const tfdist_store_options* options, const tfdist_shard* shards,
                                 int32_t num_shards) {
   try {
-    return static_cast<int32_t>(server->server.add_store(std::make_unique<tfdist::Store>(*options, shards, num_shards)));
+    auto added = std::make_unique<tfdist::Store>(*options, shards, num_shards);
+    return static_cast<int32_t>(server->server.add_store(std::move(added)));
   } catch (const std::exception&) {
     return -TFDIST_INVALID;
   }
@@ -174,8 +176,8 @@ int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchang
   return guarded(result, [&] { return client->client.flush(store, result); });
 }
 
-int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot, const tfdist_span* spans,
-                               int32_t num_spans, tfdist_exchange_result* result) {
+int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot,
+                               const tfdist_span* spans, int32_t num_spans, tfdist_exchange_result* result) {
   return guarded(result, [&] { return client->client.transfer(store, writes != 0, slot, spans, num_spans, result); });
 }
 

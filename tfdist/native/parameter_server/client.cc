@@ -48,7 +48,8 @@ int Client::add_store(const tfdist_client_store& description) {
     store->tensors.push_back({tensor.name, tensor.dtype, tensor.row_elements, {}});
     for (int32_t k = 0; k < tensor.num_parts; ++k) {
       const tfdist_client_part& part = tensor.parts[k];
-      store->tensors.back().parts.push_back({part.server, static_cast<uint32_t>(part.shard), part.begin, part.elements});
+      const auto shard = static_cast<uint32_t>(part.shard);
+      store->tensors.back().parts.push_back({part.server, shard, part.begin, part.elements});
     }
   }
   store->sides.resize(channels_.size());

@@ -57,8 +57,10 @@ class Client {
   // Waits for the answer to the last push, which nobody has asked for yet.
   int flush(int store, tfdist_exchange_result* result);
   // Reads (or writes) array `slot` of `num_spans` tensors; spans whose data is null are left out.
-  int transfer(int store, bool writes, int slot, const tfdist_span* spans, int num_spans, tfdist_exchange_result* result);
-  int pull_rows(int store, int tensor, const int64_t* rows, int64_t num_rows, void* target, tfdist_exchange_result* result);
+  int transfer(int store, bool writes, int slot, const tfdist_span* spans, int num_spans,
+               tfdist_exchange_result* result);
+  int pull_rows(int store, int tensor, const int64_t* rows, int64_t num_rows, void* target,
+                tfdist_exchange_result* result);
   void close();
 
  private:
@@ -116,7 +118,8 @@ class Client {
   int conclude(const Store& store, const Failure& failure, tfdist_exchange_result* result) const;
   int fail(const Failure& failure, tfdist_exchange_result* result) const;
   int not_finite(const Store& store, int32_t tensor, tfdist_exchange_result* result) const;
-  bool check_rows(const ClientTensor& tensor, const int64_t* rows, int64_t num_rows, tfdist_exchange_result* result) const;
+  bool check_rows(const ClientTensor& tensor, const int64_t* rows, int64_t num_rows,
+                  tfdist_exchange_result* result) const;
 
   const int rank_;
   const double timeout_seconds_;

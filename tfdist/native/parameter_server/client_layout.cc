@@ -34,8 +34,9 @@ void Client::lay_out(Store* store, const tfdist_exchange& call, uint16_t flags) 
       Side& side = store->sides[static_cast<size_t>(part.server)];
       const size_t begin = static_cast<size_t>(part.begin) * size, bytes = static_cast<size_t>(part.elements) * size;
       side.entries.push_back(Entry{part.shard, EntryKind::kDense, flags, 0});
-      side.pieces.push_back(Piece{dense.tensor, side.dense_bytes, bytes, (flags & kPush) ? at(dense.gradient, begin) : nullptr,
-                                  at(dense.current, begin), (flags & kPull) ? at(dense.fresh, begin) : nullptr});
+      const char* gradient = (flags & kPush) ? at(dense.gradient, begin) : nullptr;
+      char* fresh = (flags & kPull) ? at(dense.fresh, begin) : nullptr;
+      side.pieces.push_back(Piece{dense.tensor, side.dense_bytes, bytes, gradient, at(dense.current, begin), fresh});
       side.dense_bytes += aligned(bytes);
     }
   }
@@ -68,8 +69,9 @@ void Client::add_rows(Store* store, const tfdist_exchange_rows& rows, uint16_t f
     side.entries.push_back(Entry{part.shard, EntryKind::kRows, entry_flags, static_cast<int64_t>(count)});
     if (!pulls) continue;
     const size_t offset = static_cast<size_t>(part.begin) * size, bytes = static_cast<size_t>(part.elements) * size;
-    side.pieces.push_back(Piece{rows.tensor, side.dense_bytes, bytes, nullptr,
-                                static_cast<const char*>(rows.current) + offset, static_cast<char*>(rows.fresh) + offset});
+    const char* current = static_cast<const char*>(rows.current) + offset;
+    char* fresh = static_cast<char*>(rows.fresh) + offset;
+    side.pieces.push_back(Piece{rows.tensor, side.dense_bytes, bytes, nullptr, current, fresh});
     side.dense_bytes += aligned(bytes);
   }
 }

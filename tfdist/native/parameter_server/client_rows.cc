@@ -29,13 +29,14 @@ bool Client::check_rows(const ClientTensor& tensor, const int64_t* rows, int64_t
                         tfdist_exchange_result* result) const {
   const Part& end = tensor.parts.back();
   const int64_t num_rows_of_tensor = (end.begin + end.elements) / tensor.row_elements;
-  const auto* bad = std::find_if(rows, rows + num_rows, [=](int64_t row) { return row < 0 || row >= num_rows_of_tensor; });
+  const auto is_bad = [=](int64_t row) { return row < 0 || row >= num_rows_of_tensor; };
+  const auto* bad = std::find_if(rows, rows + num_rows, is_bad);
   if (bad == rows + num_rows) return true;
   std::memset(result, 0, sizeof(*result));
   result->server = result->culprit = -1;
   std::snprintf(result->text, sizeof(result->text),
-                "Rows of %s are expected to be >= 0 and < %lld. Received: row=%lld on rank %d; nothing was pushed. See what "
-                "the model looks up.",
+                "Rows of %s are expected to be >= 0 and < %lld. Received: row=%lld on rank %d; nothing was pushed. See "
+                "what the model looks up.",
                 tensor.name.c_str(), static_cast<long long>(num_rows_of_tensor), static_cast<long long>(*bad), rank_);
   return false;
 }

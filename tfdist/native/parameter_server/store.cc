@@ -46,7 +46,7 @@ Store::Store(const tfdist_store_options& options, const tfdist_shard* shards, in
   for (int i = 0; i < num_shards; ++i) {
     shards_.push_back(std::make_unique<Shard>(shards[i], &options_));
     const bool is_real = shards[i].dtype == TFDIST_FLOAT32 || shards[i].dtype == TFDIST_FLOAT64;
-    if (mode == TFDIST_SYNCHRONOUS && !is_real) throw std::invalid_argument("means are formed of float32 and float64 only");
+    if (mode == TFDIST_SYNCHRONOUS && !is_real) throw std::invalid_argument("means are of float32 and float64 only");
   }
 }
 
@@ -134,7 +134,8 @@ void Store::apply_hosted(const Push& push, Outcome* outcome) {
   for (size_t i = 0; i < push.entries.size(); ++i) {
     const Gradient& g = push.gradients[i];
     if ((push.entries[i].flags & kPush) == 0 || !shards_[push.entries[i].shard]->is_hosted) continue;
-    gradients.push_back({static_cast<int32_t>(push.entries[i].shard), g.dense != nullptr ? g.dense : g.values, g.rows, g.num_rows});
+    const char* values = g.dense != nullptr ? g.dense : g.values;
+    gradients.push_back({static_cast<int32_t>(push.entries[i].shard), values, g.rows, g.num_rows});
   }
   if (!gradients.empty()) call_host(gradients, push.header.learning_rate * step_weight(outcome->staleness), outcome);
   for (size_t i = 0; i < push.entries.size() && outcome->code == TFDIST_OK; ++i) {
@@ -240,8 +241,8 @@ void Store::dismiss(int worker, int code, const std::string& text) {
     push->outcome.text = text;
     push->is_decided = true;
   }
-  contributions_.erase(std::remove_if(contributions_.begin(), contributions_.end(), [](Push* push) { return push->is_decided; }),
-                       contributions_.end());
+  const auto is_decided = [](const Push* push) { return push->is_decided; };
+  contributions_.erase(std::remove_if(contributions_.begin(), contributions_.end(), is_decided), contributions_.end());
   changed_.notify_all();
 }
 

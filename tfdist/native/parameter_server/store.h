@@ -63,9 +63,9 @@ class Store {
   void begin_generation(uint64_t generation, int64_t updates);
   int64_t updates() const { return updates_; }
 
-  // Asynchronous modes: `begin` numbers the update (not that of a push that has been counted), `apply` applies it to one
-  // entry, `finish` says that all are. Bounded: `wait_for_slower` blocks while this worker is too far ahead of what others
-  // have finished (Ho et al. 2013: it then sees all of their updates but for the last so many).
+  // Asynchronous modes: `begin` numbers the update (not that of a push that has been counted), `apply` applies it to
+  // one entry, `finish` says that all are. Bounded: `wait_for_slower` blocks while this worker is too far ahead of what
+  // others have finished (Ho et al. 2013: it then sees all of their updates but for the last so many).
   Outcome begin(const Push& push);
   void apply(const Push& push, const Outcome& begun, size_t entry, char* fresh);
   void finish(int worker);

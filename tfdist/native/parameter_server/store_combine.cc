@@ -1,5 +1,5 @@
-// The synchronous update: the contributors' gradients are added in the order of their ranks, and applied once. All of it runs
-// under Store::mutex_ while the contributors' threads wait, so that their buffers stay as they are.
+// The synchronous update: the contributors' gradients are added in the order of their ranks, and applied once. All of it
+// runs under Store::mutex_ while the contributors' threads wait, so that their buffers stay as they are.
 #include <algorithm>
 #include <exception>
 
@@ -8,7 +8,8 @@
 namespace tfdist {
 
 void Store::combine() {
-  std::sort(contributions_.begin(), contributions_.end(), [](const Push* a, const Push* b) { return a->worker < b->worker; });
+  std::sort(contributions_.begin(), contributions_.end(),
+            [](const Push* a, const Push* b) { return a->worker < b->worker; });
   Outcome outcome;
   try {
     outcome.text = difference();
@@ -47,8 +48,8 @@ std::string Store::difference() const {
       return (entry.kind == EntryKind::kRows ? "rows of " : "all of ") + shards_[entry.shard]->name;
     };
     return "worker " + std::to_string(first.worker) + " pushes as gradient " + std::to_string(i) + " of " +
-           std::to_string(first.entries.size()) + " " + name(first) + ", worker " + std::to_string(push->worker) + " of " +
-           std::to_string(push->entries.size()) + " " + name(*push) + ": do all workers train the same model?";
+           std::to_string(first.entries.size()) + " " + name(first) + ", worker " + std::to_string(push->worker) +
+           " of " + std::to_string(push->entries.size()) + " " + name(*push) + ": do all workers train the same model?";
   }
   return "";
 }
