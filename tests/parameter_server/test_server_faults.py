@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +262,16 @@ def test_a_server_that_is_killed(transport, prefetch):
     assert not _children("tfdist.parameter_server")
 
 
+def _await_state(pid, state):
+    deadline = time.monotonic() + SECONDS
+    while True:
+        tasks = [Path(f"/proc/{pid}/task/{task}/stat").read_text() for task in os.listdir(f"/proc/{pid}/task")]
+        if all(text.rpartition(")")[2].split()[0] == state for text in tasks):
+            return
+        assert time.monotonic() < deadline, f"process {pid} was expected to come into state {state}"
+        time.sleep(0.005)
+
+
 def test_a_server_that_hangs():
     addresses, stop = spawn.start(1, world_size=1, secret=SECRET, host="127.0.0.1", timeout=SECONDS)
     client = Client(addresses, 0, SECRET, timeout=0.2)
@@ -269,6 +280,7 @@ def test_a_server_that_hangs():
         store.begin(0, 0)
         (pid,) = _children("tfdist.parameter_server")
         os.kill(pid, signal.SIGSTOP)
+        _await_state(pid, "T")
         with pytest.raises(errors.CollectiveTimeoutError, match="it did not answer within timeout 0.2 s"):
             push(store, np.ones(8))
         os.kill(pid, signal.SIGCONT)

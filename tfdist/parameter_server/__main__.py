@@ -5,6 +5,7 @@ its own gives it as options.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -38,6 +39,8 @@ def main(arguments=None):
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    if chosen.report_to is not None:
+        _leave_the_workers_core()
     try:
         place = resolve_server(os.environ) if chosen.report_to is None else _place(chosen)
         listens = {"host": place.bind_host, "port": place.port}
@@ -65,6 +68,13 @@ def _place(chosen):
         source="a strategy",
         timeout=variables.timeout(os.environ),
     )
+
+
+def _leave_the_workers_core():
+    """`tfdist run` gives each worker cores of its own; the server that one of them starts is nobody's burden alone."""
+    if hasattr(os, "sched_setaffinity") and os.environ.get("TFDIST_LOCAL_WORLD_SIZE", ""):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 def _publish(place, address, descriptor):
