@@ -46,9 +46,9 @@ def make_model():
 
 def parse_arguments(export):
     parser = argparse.ArgumentParser(description="Trains on MNIST-type images.")
-    parser.add_argument("--strategy", choices=["mirrored", "ring"], default="ring")
+    parser.add_argument("--strategy", choices=["mirrored", "ring", "async", "sync", "bounded"], default="ring")
     parser.add_argument("--epochs", type=int, help="default: 6, or 25 for the small sets")
-    parser.add_argument("--batch-size", type=int, default=128, help="rows of all workers together")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows of a step (async, bounded: of one worker)")
     parser.add_argument("--export", default=export, help="folder of the SavedModel (default: %(default)s)")
     return parser.parse_args()
 

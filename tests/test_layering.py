@@ -12,6 +12,8 @@ WITHOUT_TENSORFLOW = [
     "tfdist.comm",
     "tfdist.errors",
     "tfdist.launch.cli",
+    "tfdist.observe.activity",
+    "tfdist.simulate.command",
     "tfdist.staleness",
 ]
 

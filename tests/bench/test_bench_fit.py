@@ -16,6 +16,7 @@ KEYS = {"variant", "workers", "model", "batch", "samples_per_second", "step_ms",
         (["--batch", "0"], "an integer >= 1"),
         (["--budget", "0"], "a number of seconds > 0"),
         (["--workers", "x"], "Received: 'x'"),
+        (["--strategy", "async,mirrored"], "names from ring, async, sync, each once"),
         (["--peer-python", "/no/such/python"], "--peer-python is expected to be a program"),
     ],
 )
@@ -40,13 +41,36 @@ def test_exposed_is_what_unrelated_workers_do_not_need():
     assert set(fit.as_dict(rows[0])) == KEYS
 
 
+def test_strategies_have_rows_of_their_own_and_counterparts_of_tensorflow():
+    names = [variant.name for variant in variants.table(2, ["async", "ring", "sync"])]
+    assert names[:4] == ["tfdist async", "tfdist", "tfdist sync", variants.COMPUTE]
+    counterparts = {
+        strategy: [v.name for v in variants.of_tensorflow(2, [strategy])] for strategy in variants.STRATEGIES
+    }
+    assert counterparts == {
+        "ring": ["MultiWorkerMirrored"], "async": ["TF ParameterServer"], "sync": ["TF ParameterServer"]
+    }  # fmt: skip
+
+
+def test_asynchronous_workers_make_a_step_each_in_the_time_of_one():
+    chosen = fit._parser().parse_args(["--workers", "2", "--batch", "32", "--steps", "10"])
+    row = variants.own(2, "async")
+    assert fit._most_steps(row, chosen) == 10 and row.num_batches == 1
+    crew = SilentCrew([[{"seconds": [1e-3, 2e-3]}, {"seconds": [1e-3, 1e-3]}]])
+    assert fit._train(crew, row, 32, 10, 2) == [2e-3, 4e-3]
+    assert crew.asked == [{"batch": 32, "steps": 20, "epochs": 2}]
+    (result,) = fit._results({row: [4e-3]}, chosen)
+    assert (result.workers, result.batch) == (2, 32) and result.samples_per_second == pytest.approx(64 / 4e-3)
+
+
 class SilentCrew:
     """Answers as ranks would, the second time with a failure."""
 
     def __init__(self, replies):
-        self.replies = list(replies)
+        self.replies, self.asked = list(replies), []
 
     def ask(self, do, **arguments):
+        self.asked.append(arguments)
         reply = self.replies.pop(0)
         if isinstance(reply, Exception):
             raise reply
@@ -110,11 +134,11 @@ def test_fewer_rounds_than_three_are_kept():
 def test_fit_of_two_workers(monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", ROOT)
     chosen = fit._parser().parse_args(["--batch", "8", "--rounds", "1", "--steps", "3", "--epochs", "1", "--json"])
-    rows = variants.table(2)[:2]
+    rows = variants.table(2, ["ring", "async"])[:3]
     assert fit.run(chosen, peers.Setting(world_size=2), rows) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["variant"], line["workers"], line["batch"]) for line in lines] == [
-        ("tfdist", 2, 16), (variants.COMPUTE, 2, 8)
+        ("tfdist", 2, 16), ("tfdist async", 2, 8), (variants.COMPUTE, 2, 8)
     ]  # fmt: skip
     assert all(set(line) == KEYS and line["samples_per_second"] > 0 for line in lines)
-    assert lines[0]["compute_ms"] == lines[1]["step_ms"]
+    assert lines[0]["compute_ms"] == lines[1]["compute_ms"] == lines[2]["step_ms"]

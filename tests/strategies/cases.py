@@ -13,13 +13,16 @@ __all__ = ["CASES", "begin", "data", "fit", "mlp", "outcome", "run_cases", "stat
 
 
 def run_cases(names):
-    """Runs the named cases under the ring; returns their results with the case's name before each key."""
+    """Runs the named cases under TFDIST_STRATEGY; returns their results with the case's name before each key."""
     import tfdist
 
     results = {}
     for name in names:
         begin()
-        with tfdist.RingAllReduceStrategy().scope():
+        strategy = tfdist.strategy()
+        with strategy.scope():
             result = outcome(CASES[name])
+        if strategy.uses_servers:
+            strategy.close()
         results.update({f"{name}: {key}": value for key, value in result.items()})
     return results

@@ -31,6 +31,15 @@ def optimizer_case(name):
 
 CASES.update({f"optimizer {name}": optimizer_case(name) for name in OPTIMIZERS if hasattr(keras.optimizers, name)})
 
+if hasattr(keras.optimizers, "MultiOptimizer"):
+
+    @case
+    def several_optimizers():
+        one, other = keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.Adam(0.01)
+        map_ = keras.optimizers.OptimizerMap(one, {".*/kernel": other})
+        return fit(mlp(), keras.optimizers.MultiOptimizer(map_))
+
+
 for _argument in (
     dict(clipnorm=0.05),
     dict(clipvalue=0.01),

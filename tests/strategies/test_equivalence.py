@@ -22,10 +22,16 @@ def one():
     return run_workers(1, "tests.strategies.cases:run_cases", names=list(cases.CASES), timeout=400)[0]
 
 
-@pytest.fixture(scope="module", params=[(2, "tcp"), (3, "shm")], ids=["2-tcp", "3-shm"])
+# One asynchronous worker is as good as plain Keras: nobody else pushes, nothing is stale.
+@pytest.fixture(
+    scope="module",
+    params=[("ring", 2, "tcp"), ("ring", 3, "shm"), ("sync", 2, "shm"), ("async", 1, "tcp")],
+    ids=lambda row: "-".join(map(str, row)),
+)
 def many(request):
-    num_workers, transport = request.param
-    environment, names = {"TFDIST_TRANSPORT": transport}, list(cases.CASES)
+    strategy, num_workers, transport = request.param
+    environment = {"TFDIST_STRATEGY": strategy, "TFDIST_TRANSPORT": transport}
+    names = list(cases.CASES)
     return run_workers(
         num_workers, "tests.strategies.cases:run_cases", timeout=800, environment=environment, names=names
     )

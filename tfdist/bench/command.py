@@ -10,6 +10,8 @@ BENCHMARKS = {  # name -> (module with main(arguments) -> exit code, what it mea
     "all-reduce": ("tfdist.bench.all_reduce", "sums of buffers over ranks, beside Gloo, Open MPI and MPICH"),
     "fit": ("tfdist.bench.fit", "samples per second of model.fit, and what communication costs of a step"),
     "limits": ("tfdist.bench.limits", "what this machine allows: copies, additions, shared memory, TCP"),
+    "push-pull": ("tfdist.bench.push_pull", "an exchange with a parameter server, beside copies of as many bytes"),
+    "stragglers": ("tfdist.bench.stragglers", "examples per second where one worker is slow, or each now and then"),
 }
 
 

@@ -33,10 +33,12 @@ class Launch:
     Args:
       command: tuple of str, the program with its full path, and its arguments.
       environment: dict, all of its variables.
+      is_server: bool; it reports nothing, and is told to end (SIGTERM) when the ranks have ended.
     """
 
     command: tuple[str, ...]
     environment: dict
+    is_server: bool = False
 
 
 class Crew:
@@ -54,7 +56,7 @@ class Crew:
 
     def __init__(self, name, launches, world_size, task):
         self.name, self.world_size = name, world_size
-        self._processes, self._lines = [], {}
+        self._processes, self._servers, self._lines = [], [], {}
         self.pids = {}
         with contextlib.ExitStack() as stack:
             stack.callback(self._end)
@@ -68,7 +70,8 @@ class Crew:
                     listener.listen(world_size)
                     text = json.dumps({**task, "folder": folder})
                     for launch in launches:
-                        self._processes.append(self._start(launch, text))
+                        started = self._servers if launch.is_server else self._processes
+                        started.append(self._start(launch, text))
                     self._meet(listener, stack)
             self._closing = stack.pop_all()
 
@@ -133,7 +136,8 @@ class Crew:
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                ended = [process.returncode for process in self._processes if process.poll() is not None]
+                everybody = (*self._processes, *self._servers)
+                ended = [process.returncode for process in everybody if process.poll() is not None]
                 late = time.monotonic() > deadline
                 if ended or late:
                     what = f"ended with exit code {ended[0]}" if ended else f"did not start within {_START_SECONDS:g} s"
@@ -153,8 +157,14 @@ class Crew:
 
     def _end(self):
         """Gives the processes a moment to end by themselves (their socket is closed), then kills them."""
+        self._end_all(self._processes)
+        for process in self._servers:
+            process.terminate()
+        self._end_all(self._servers)
+
+    def _end_all(self, processes):
         deadline = time.monotonic() + _END_SECONDS
-        for process in self._processes:
+        for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
             if process.poll() is None:

@@ -19,6 +19,7 @@ _EPILOG = """\
 examples:
   tfdist bench fit --workers 2 --model small --batch 32
   tfdist bench fit --workers 2 --model big --batch 256 --peers --json
+  tfdist bench fit --workers 2 --model big --strategy async,sync --peers
 compute is the step of as many unrelated processes, a core each, at the same time; exposed is the rest of the step.
 """
 
@@ -31,7 +32,7 @@ class Row:
       variant: its name.
       workers: int, processes of it.
       model: "small" or "big".
-      batch: int, samples per step of all replicas of one model.
+      batch: int, samples of one update of one model.
       samples_per_second: float, of all processes.
       step_seconds: float, the slowest process's, the median over epochs.
       compute_seconds: float, the part of the step that is there without communication too.
@@ -55,13 +56,13 @@ def main(arguments):
     """Runs the subcommand; returns the exit code: 1 where somebody failed."""
     chosen = _parser().parse_args(arguments)
     setting = peers.Setting(world_size=chosen.workers, peer_python=options.find_interpreter(chosen.peer_python))
-    rows = variants.table(chosen.workers)
+    rows = variants.table(chosen.workers, chosen.strategy)
     if chosen.peers:
         lacking = variants.missing(setting.peer_python, peers.look(setting.peer_python)["versions"])
         if lacking:
             _tell(lacking)
         else:
-            rows.append(variants.mirrored(chosen.workers))
+            rows += variants.of_tensorflow(chosen.workers, chosen.strategy)
     return run(chosen, setting, rows)
 
 
@@ -116,14 +117,15 @@ def _measure(crews, chosen, failures, deadline):
 
 
 def _most_steps(variant, chosen):
-    rows = _MAX_ROWS[chosen.model] // (chosen.batch * variant.num_batches)
+    rows = _MAX_ROWS[chosen.model] // (chosen.batch * variant.num_batches * variant.num_updates)
     return max(1, min(chosen.steps or _STEPS[chosen.model], rows))
 
 
 def _train(crew, variant, batch_per_worker, steps, epochs):
-    """Returns the seconds per step of each epoch, the slowest rank's."""
-    replies = crew.ask("train", batch=batch_per_worker * variant.num_batches, steps=steps, epochs=epochs)
-    return [max(times) for times in zip(*(reply["seconds"] for reply in replies))]
+    """Returns the seconds per step of each epoch, the slowest rank's; a step is one of every worker."""
+    batch, updates = batch_per_worker * variant.num_batches, variant.num_updates
+    replies = crew.ask("train", batch=batch, steps=steps * updates, epochs=epochs)
+    return [updates * max(times) for times in zip(*(reply["seconds"] for reply in replies))]
 
 
 def _results(times_by_variant, chosen):
@@ -134,7 +136,8 @@ def _results(times_by_variant, chosen):
         step, batch = statistics.median(times), chosen.batch * variant.num_batches
         workers = variant.num_models if variant.num_models > 1 else chosen.workers if variant.communicates else 1
         own = compute if variant.communicates and compute is not None else step
-        rows.append(Row(variant.name, workers, chosen.model, batch, batch * variant.num_models / step, step, own))
+        samples = batch * variant.num_models * variant.num_updates
+        rows.append(Row(variant.name, workers, chosen.model, batch, samples / step, step, own))
     return rows
 
 
@@ -197,6 +200,8 @@ def _parser():
     add(
         "--batch", "--batch-per-worker", type=count(1), default=32, metavar="B", help="samples per worker and step (32)"
     )
+    add("--strategy", type=options.choices(variants.STRATEGIES), default="ring", metavar="A,B,...",
+        help=f"of tfdist: {', '.join(variants.STRATEGIES)}; one parameter server beside the workers (ring)")  # fmt: skip
     options.add_peer_options(parser)
     add("--budget", type=seconds, default=_BUDGET_SECONDS, metavar="S",
         help=f"seconds for all: fewer rounds where steps are slow, then fewer steps ({_BUDGET_SECONDS:g})")  # fmt: skip

@@ -27,6 +27,20 @@ def _size(text):
     return value
 
 
+def choices(known):
+    """Returns an argparse type: some of the names `known`, separated by commas, each once."""
+
+    def parse(text):
+        names = [part.strip() for part in text.split(",")]
+        if not set(names) <= set(known) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(
+                f"names from {', '.join(known)}, each once and separated by commas, are expected. Received: {text!r}"
+            )
+        return names
+
+    return parse
+
+
 def wire_dtype(text):
     """An argparse type: None for float32, which is how the benchmarks' buffers travel anyway."""
     return None if text == "float32" else text

@@ -21,7 +21,7 @@ _ASK_SECONDS = 120
 # Variables that would lead ranks into another job, or to other hosts; further ones of tfdist are tried out this way.
 _OF_ANOTHER_JOB = (
     "TFDIST_RANK", "TFDIST_WORLD_SIZE", "TFDIST_LOCAL_", "TFDIST_STORE", "TFDIST_SECRET", "TFDIST_ADDRESS", "TFDIST_PORT",
-    "TFDIST_TIMEOUT", "TF_CONFIG", "SLURM_", "OMPI_COMM_", "PMI_", "PMIX_",
+    "TFDIST_TIMEOUT", "TFDIST_SERVER", "TFDIST_NUM_SERVERS", "TF_CONFIG", "SLURM_", "OMPI_COMM_", "PMI_", "PMIX_",
 )  # fmt: skip
 # What a peer's interpreter is asked for, without importing what takes seconds.
 _LOOK = """
@@ -78,11 +78,22 @@ class Setting:
 
 
 @contextlib.contextmanager
-def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py", variables=None, **task):
-    """Yields tfdist's own crew; the store is served here. `task` is what the program reads besides."""
+def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py", variables=None, *, name="tfdist", num_servers=0, **task):
+    """Yields tfdist's own crew; the store is served here.
+
+    Args:
+      setting: a `Setting`.
+      program: path of what each rank runs.
+      variables: dict, more of its environment.
+      name: str, of the crew.
+      num_servers: int, parameter servers beside the ranks, pinned to no core, as those of `tfdist run --servers`.
+      **task: what the program reads besides.
+    """
     secret = secrets.token_hex(32)
     wanted = {"TFDIST_TRANSPORT": setting.transport, "TFDIST_ALGORITHM": setting.algorithm}
     chosen = {name: value for name, value in wanted.items() if value}
+    if num_servers:
+        chosen["TFDIST_NUM_SERVERS"] = str(num_servers)
     with StoreServer("127.0.0.1", 0, secret=secret.encode()) as server:
         launches = [
             Launch(
@@ -101,8 +112,23 @@ def tfdist_crew(setting, program=PROGRAMS / "rank_tfdist.py", variables=None, **
             )
             for rank in range(setting.world_size)
         ]
-        with open_crew("tfdist", setting, launches, wire_dtype=setting.wire_dtype, **task) as crew:
+        launches += [_server(setting, index, num_servers, server.address, secret) for index in range(num_servers)]
+        with open_crew(name, setting, launches, wire_dtype=setting.wire_dtype, **task) as crew:
             yield crew
+
+
+def _server(setting, index, num_servers, store_address, secret):
+    environment = setting.environment(
+        PYTHONPATH=own_path(),
+        CUDA_VISIBLE_DEVICES="",
+        TFDIST_SERVER=str(index),
+        TFDIST_NUM_SERVERS=str(num_servers),
+        TFDIST_WORLD_SIZE=str(setting.world_size),
+        TFDIST_STORE=store_address,
+        TFDIST_SECRET=secret,
+        TFDIST_TIMEOUT="120",
+    )
+    return Launch((sys.executable, "-m", "tfdist.parameter_server"), environment, is_server=True)
 
 
 @contextlib.contextmanager

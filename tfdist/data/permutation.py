@@ -87,7 +87,7 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
     start, stop = share(batch_size, rank, world_size)
     left_start, left_stop = share(num_left, rank, world_size)
     epochs = itertools.count()
-    arrays, rebuild = _flatten(arrays)
+    arrays, rebuild = flatten(arrays)
     gather = rows.gatherer(arrays)
     block = rows.batches_per_block(arrays, stop - start)
 
@@ -115,7 +115,7 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
     return pipeline.finish(dataset)
 
 
-def _flatten(structure):
+def flatten(structure):
     """Returns the leaves of `structure` and a function that puts others in their place (None stays None)."""
     flat = tf.nest.flatten(structure)
     present = [leaf for leaf in flat if leaf is not None]

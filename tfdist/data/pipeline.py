@@ -20,10 +20,15 @@ def parallel_map(dataset, function):
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def finish(dataset):
-    """Returns `dataset`, prefetched where there is a core for that."""
+def finish(dataset, num_ahead=tf.data.AUTOTUNE):
+    """Returns `dataset`, prefetched where there is a core for that.
+
+    Args:
+      dataset: a `tf.data.Dataset`.
+      num_ahead: int, how many elements are prepared beforehand.
+    """
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.deterministic = True  # workers must see the same batches in the same order
     dataset = dataset.with_options(options)
-    return dataset if has_one_core() else dataset.prefetch(tf.data.AUTOTUNE)
+    return dataset if has_one_core() else dataset.prefetch(num_ahead)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfdist.data import pipeline, randomness, shares, uneven
+from tfdist.data import dealing, pipeline, randomness, shares, uneven
 
 _POLICY = tf.data.experimental.AutoShardPolicy
 _MARK = "_tfdist_is_distributed"
@@ -39,6 +39,33 @@ def distribute(strategy, dataset):
     randomness.check_alike(strategy, dataset)
     known = shares.of_spec(dataset.element_spec, strategy.world_size)
     return mark(share_rows(dataset, strategy.rank, strategy.world_size), known)
+
+
+def deal(strategy, dataset, *, deals=True, look_first=False):
+    """Returns this worker's batches of `dataset`, for workers that go at their own pace: each batch is one worker's step.
+
+    Those that whoever is free takes next where that is possible (`tfdist.data.dealing`), otherwise every P-th; under OFF
+    the dataset is this worker's own, under FILE its share of the files.
+
+    Args:
+      strategy: the strategy.
+      dataset: a `tf.data.Dataset` of batches.
+      deals: bool; False takes every P-th in any case.
+      look_first: see `dealing.dealt`.
+    """
+    is_done = randomness.is_marked(dataset, _MARK) or dealing.is_dealt(dataset)
+    if strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or is_done or uneven.is_own(dataset):
+        return dataset
+    policy = uneven.policy_of(dataset)
+    if policy == _POLICY.OFF:
+        return mark(dataset)
+    if policy == _POLICY.FILE:
+        return mark(uneven.shard_files(dataset, strategy))
+    randomness.check_alike(strategy, dataset)
+    dataset = strategy.in_batches_of_step(dataset)
+    if deals and dealing.is_wanted(dataset):
+        return dealing.dealt(dataset, strategy.dealer(), look_first)
+    return mark(dataset.shard(strategy.world_size, strategy.rank))
 
 
 def keep_in_step(strategy, dataset):

@@ -11,6 +11,7 @@ COMMANDS = {  # name -> (module with main(arguments) -> exit code, what it does)
     "run": ("tfdist.launch.run", "start a script on several workers"),
     "doctor": ("tfdist.launch.doctor", "show what is installed, the cluster as seen from here, and what is wrong"),
     "bench": ("tfdist.bench.command", "measure all-reduce, model.fit and this machine's limits"),
+    "simulate": ("tfdist.simulate.command", "train a small model in virtual time, several modes side by side"),
 }
 _USAGE_ERROR = 2
 

@@ -127,8 +127,8 @@ TFDIST_EXPORT double tfdist_measure_reduce_seconds_per_byte(void);
 /* The instruction set that reductions use, such as "avx2". */
 TFDIST_EXPORT const char* tfdist_instruction_set(void);
 
-/* What a parameter server does with a gradient: the update rules of keras.optimizers, and ADD (theta += gradient, whatever
- * the learning rate). `parameters`, in order:
+/* What a parameter server does with a gradient: the update rules of keras.optimizers, and ADD (theta += gradient at any
+ * learning rate). `parameters`, in order:
  *   SGD       momentum
  *   ADAM      beta_1, beta_2, epsilon; ADAMAX and NADAM too
  *   ADAGRAD   initial_accumulator_value, epsilon
@@ -157,21 +157,21 @@ typedef struct {
   double parameters[6];
 } tfdist_rule;
 
-/* Arrays as large as the parameter that the rule keeps, in the order of Keras's optimizer.variables (rule.h lists them);
+/* How many arrays as large as the parameter the rule keeps, in the order of optimizer.variables (rule.h lists them);
  * minus a tfdist_code for no rule. */
 TFDIST_EXPORT int32_t tfdist_rule_num_slots(const tfdist_rule* rule);
 TFDIST_EXPORT double tfdist_rule_initial_slot_value(const tfdist_rule* rule, int32_t slot);
-/* Whether rows without a gradient stay as they are, and whether only the sum of rows with equal index counts: rule.h. */
+/* Whether rows without a gradient stay as they are; whether only the sum of rows with equal index counts. (rule.h) */
 TFDIST_EXPORT int32_t tfdist_rule_touches_only_rows(const tfdist_rule* rule, double weight_decay);
 TFDIST_EXPORT int32_t tfdist_rule_is_linear_in_gradient(const tfdist_rule* rule);
-/* The state of a tensor besides its slots, TFDIST_RULE_SCALARS doubles: Nadam's u_product as float64 and as float32, and
+/* The state of a tensor besides its slots, TFDIST_RULE_SCALARS doubles: Nadam's u_product as float64 and as float32 and
  * the number of steps it is the product of. To go on from a Keras optimizer: its u_product twice, its iterations. */
 TFDIST_EXPORT void tfdist_rule_initialize(const tfdist_rule* rule, double* scalars);
 /* One update of a whole tensor of TFDIST_FLOAT32 or TFDIST_FLOAT64: TFDIST_OK, or minus a tfdist_code. t = 1, 2, ...:
  * Keras's iterations + 1. */
-TFDIST_EXPORT int32_t tfdist_rule_apply(const tfdist_rule* rule, int32_t dtype, double learning_rate, double weight_decay,
-                                        int64_t t, double* scalars, void* theta, void* const* slots,
-                                        const void* gradient, int64_t n);
+TFDIST_EXPORT int32_t tfdist_rule_apply(const tfdist_rule* rule, int32_t dtype, double learning_rate,
+                                        double weight_decay, int64_t t, double* scalars, void* theta,
+                                        void* const* slots, const void* gradient, int64_t n);
 /* The same with a gradient of whole rows, `values[i]` that of row `rows[i]`. As Keras does it, or, `is_lazy`, without a
  * look at the other rows. */
 TFDIST_EXPORT int32_t tfdist_rule_apply_rows(const tfdist_rule* rule, int32_t dtype, double learning_rate,

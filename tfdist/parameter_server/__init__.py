@@ -1,1 +1,1 @@
-"""Parameter servers: processes that keep the parameters and the optimizer's state, and update them for all workers."""
+"""Parameter servers: processes that hold the parameters and update them with what the workers push."""

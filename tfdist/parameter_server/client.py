@@ -274,7 +274,7 @@ class ClientStore:
 
     def write(self, slot, arrays):
         """Sets array `slot` (0: parameters, then the optimizer's) of the tensors; None leaves one as it is."""
-        arrays = [None if a is None else np.asarray(a, order="C") for a in arrays]
+        arrays = [None if a is None else np.asarray(a, order="C") for a in arrays]  # ascontiguousarray: no scalars
         self._transfer(True, slot, arrays)
 
     def read(self, slot, arrays):

@@ -41,11 +41,13 @@ class HostedOptimizer:
         self.optimizer = _make(keras, description["optimizer"])
         self._trained = [s for s in shards if s["name"] != MIRROR and s["rule"] is None]
         self._variables = []
-        for shard, constraint in zip(self._trained, description["constraints"]):
+        shared = zip(self._trained, description["constraints"], description["overwritten"])
+        for shard, constraint, is_overwritten in shared:
             variable = keras.Variable(
                 np.zeros(shard["shape"]), dtype=shard["dtype"], name=shard["name"].replace("/", "_")
             )
             variable.constraint = constraint and keras.constraints.deserialize(constraint)
+            variable.overwrite_with_gradient = is_overwritten
             self._variables.append(variable)
         fixed = [v for v, shard in zip(self._variables, self._trained) if not shard["decays"]]
         decaying = getattr(self.optimizer, "inner_optimizer", self.optimizer)

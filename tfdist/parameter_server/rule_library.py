@@ -134,6 +134,11 @@ def apply_rows(rule, theta, slots, rows, values, *, learning_rate, t, scalars, w
 
 
 def _check_arrays(rule, theta, slots, gradient, t, scalars):
+    if not all(isinstance(array, np.ndarray) for array in (theta, gradient, *slots, scalars)):
+        raise ConfigurationError(
+            f"NumPy arrays were expected, to be updated in place. Received: theta of {type(theta).__name__}, gradient of "
+            f"{type(gradient).__name__}. Wrap single numbers by np.array."
+        )
     if theta.dtype not in (np.float32, np.float64):
         raise ConfigurationError(
             f"Parameters were expected to be float32 or float64. Received: dtype={theta.dtype}. Host the optimizer as itself."

@@ -1,5 +1,6 @@
 """One store on a server: the shards of one optimizer's tensors, declared by the workers and updated natively."""
 
+import copy
 import ctypes
 
 from tfdist.comm.library import DTYPES
@@ -38,7 +39,7 @@ class Store:
         if options["hosted"]:
             from tfdist.parameter_server.hosted import HostedOptimizer
 
-            self._hosted = HostedOptimizer(options["hosted"], shards)
+            self._hosted = HostedOptimizer(copy.deepcopy(options["hosted"]), shards)  # Keras empties configurations
         self._options = self._native_options(options)
         array = (library.Shard * max(1, len(shards)))(*map(_native_shard, shards))
         self.number = library.core().tfdist_server_add_store(server, self._options, array, len(shards))

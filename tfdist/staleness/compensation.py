@@ -18,9 +18,9 @@ class DelayCompensation:
         adaptive (DC-ASGD-a):  mean_square <- m mean_square + (1 - m) g * g
                                lambda = lambda0 / sqrt(mean_square + 1e-7)                  (their experiments)
 
-    Choose it where gradients are late but the learning rate is too good to be lowered; `weighting` is simpler and stands
-    longer delays. Costs a copy of the parameters per worker on the server (theta_then), for "adaptive" one array more, and
-    about 4 passes over the gradient.
+    Choose it where gradients are late but the learning rate is too good to be lowered; `weighting` is simpler and
+    stands longer delays. Costs a copy of the parameters per worker on the server (theta_then), for "adaptive" one array
+    more, and about 4 passes over the gradient.
 
     Args:
       lambda0: float >= 0; 0 leaves gradients as they are. The paper's: 0.04 constant, 2 adaptive.
@@ -30,8 +30,8 @@ class DelayCompensation:
     Raises:
       ConfigurationError: a value out of range.
 
-    Paper: Zheng et al., "Asynchronous stochastic gradient descent with delay compensation", ICML 2017. We apply it to the
-    gradient of any optimizer, not of plain SGD only.
+    Paper: Zheng et al., "Asynchronous stochastic gradient descent with delay compensation", ICML 2017. We apply it to
+    the gradient of any optimizer, not of plain SGD only.
     """
 
     def __init__(self, lambda0, kind="adaptive", *, m=0.95):

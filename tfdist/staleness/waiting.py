@@ -92,14 +92,15 @@ class Bounded(AbstractWaiting):
     def __init__(self, staleness_bound):
         self.staleness_bound = expect_count("staleness_bound", staleness_bound)
         self._clocks = {}  # worker -> gradients pushed
+        self._slowest = 0  # the least of them
 
     def begin(self, num_workers):
         """See `AbstractWaiting`."""
-        self._clocks = dict.fromkeys(range(num_workers), 0)
+        self._clocks, self._slowest = dict.fromkeys(range(num_workers), 0), 0
 
     def may_start(self, worker):
         """Whether the worker is at most s steps ahead of the slowest."""
-        return self._clocks[worker] - min(self._clocks.values()) <= self.staleness_bound
+        return self._clocks[worker] - self._slowest <= self.staleness_bound
 
     def start(self, worker):
         """See `AbstractWaiting`."""
@@ -107,20 +108,22 @@ class Bounded(AbstractWaiting):
     def push(self, worker):
         """Always APPLY."""
         self._clocks[worker] += 1
+        self._slowest = min(self._clocks.values())
         return Verdict.APPLY
 
     def leave(self, worker):
         """See `AbstractWaiting`."""
         self._clocks.pop(worker, None)
+        self._slowest = min(self._clocks.values(), default=0)
         return False
 
 
 class Synchronous(AbstractWaiting):
     """All workers' gradients of a step make one update, or all but those of the b slowest, which are dropped.
 
-    A worker whose gradient came too late goes on with the current step at once. b = 0 is exact: num_workers gradients of
-    batch B are one gradient of batch num_workers B. With b > 0 a step waits for the (num_workers - b)-th worker only, at
-    the price of b workers' gradients.
+    A worker whose gradient came too late goes on with the current step at once. b = 0 is exact: num_workers gradients
+    of batch B are one gradient of batch num_workers B. With b > 0 a step waits for the (num_workers - b)-th worker only,
+    at the price of b workers' gradients.
 
     Args:
       backup_workers: int >= 0, less than the number of workers; the b of the paper.

@@ -76,14 +76,18 @@ def table(name, length, **constants):
 
 
 def _function(name, constants):
-    known = " or ".join(map(repr, WEIGHTINGS))
-    close = difflib.get_close_matches(str(name), WEIGHTINGS, 1)
-    hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
-    expect(name in list(WEIGHTINGS), "staleness_weighting", known, name, hint)
-    takes = list(inspect.signature(WEIGHTINGS[name]).parameters)[1:]
-    for constant, value in constants.items():
-        expect(
-            constant in takes, constant, f"{' or '.join(takes) or 'no constant'} of {name!r}", value, "Leave it out."
-        )
-        expect_number(constant, value, exclusive=True)
+    if name not in list(WEIGHTINGS):
+        close = difflib.get_close_matches(str(name), WEIGHTINGS, 1)
+        hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
+        expect(False, "staleness_weighting", " or ".join(map(repr, WEIGHTINGS)), name, hint)
+    if constants:
+        _check_constants(name, constants)
     return WEIGHTINGS[name]
+
+
+def _check_constants(name, constants):
+    takes = list(inspect.signature(WEIGHTINGS[name]).parameters)[1:]
+    known = f"{' or '.join(takes) or 'no constant'} of {name!r}"
+    for constant, value in constants.items():
+        expect(constant in takes, constant, known, value, "Leave it out.")
+        expect_number(constant, value, exclusive=True)

@@ -11,7 +11,18 @@ from tfdist.errors import ConfigurationError
 from tfdist.parameter_server import rules
 from tfdist.parameter_server.hosted import MIRROR, scalars_of, state_of
 
-__all__ = ["MIRROR", "core_of", "fetch", "options", "rule_or_reason", "scalars_of", "scales_loss", "send"]
+__all__ = [
+    "MIRROR",
+    "core_of",
+    "dtype_of",
+    "fetch",
+    "options",
+    "path_of",
+    "rule_or_reason",
+    "scalars_of",
+    "scales_loss",
+    "send",
+]
 _NATIVE_DTYPES = ("float32", "float64")
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 
@@ -19,6 +30,12 @@ _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 def core_of(optimizer):
     """Returns the optimizer that updates: the inner one of a `LossScaleOptimizer`."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def parts_of(optimizer):
+    """Returns the optimizers that update: those inside of a `MultiOptimizer` (Keras >= 3.13), or the optimizer itself."""
+    several = getattr(keras.optimizers, "MultiOptimizer", ())
+    return [part for part in optimizer.optimizers if part.built] if isinstance(optimizer, several) else [optimizer]
 
 
 def scales_loss(optimizer):
@@ -38,15 +55,30 @@ def rule_or_reason(optimizer, variables, is_in_step):
     if rule is None:
         return None, "there is no native rule for it"
     for variable in variables:
-        if variable.dtype not in _NATIVE_DTYPES:
-            return None, f"{variable.path} is of type {variable.dtype}"
+        path, dtype = path_of(variable), dtype_of(variable)
+        if dtype not in _NATIVE_DTYPES:
+            return None, f"{path} is of type {dtype}"
         if variable.constraint is not None:
-            return None, f"{variable.path} has a constraint"
-        if getattr(variable, "overwrite_with_gradient", False):
-            return None, f"{variable.path} is overwritten with its gradient"
+            return None, f"{path} has a constraint"
+        if _is_overwritten(variable):
+            return None, f"{path} is overwritten with its gradient"
     if is_in_step and any(getattr(optimizer, name) is not None for name in _CLIPPING):
         return None, "the sum of the workers' gradients is clipped"
     return rule, None
+
+
+def path_of(variable):
+    """Returns the path of a Keras variable, or the name of a `tf.Variable`."""
+    return getattr(variable, "path", None) or variable.name
+
+
+def dtype_of(variable):
+    """Returns the type of a Keras variable or a `tf.Variable`, a str."""
+    return variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name
+
+
+def _is_overwritten(variable):
+    return bool(getattr(variable, "overwrite_with_gradient", False))
 
 
 def options(base, optimizer, rule, variables, *, clips):
@@ -74,8 +106,13 @@ def _description(optimizer, variables, clips):
     if clips:
         core["config"].update(dict.fromkeys(name for name in _CLIPPING if name in core["config"]))
     constraints = [v.constraint and keras.constraints.serialize(v.constraint) for v in variables]
-    path = [entry for entry in sys.path if entry]
-    return {"optimizer": serialized, "constraints": constraints, "path": path, "floatx": keras.config.floatx()}
+    return {
+        "optimizer": serialized,
+        "constraints": constraints,
+        "overwritten": [_is_overwritten(variable) for variable in variables],
+        "path": [entry for entry in sys.path if entry],
+        "floatx": keras.config.floatx(),
+    }
 
 
 def send(store, optimizer):

@@ -9,10 +9,12 @@ import functools
 
 import keras
 import tensorflow as tf
+from keras.src.trainers import epoch_iterator  # not public: it alone knows that data have ended
 from keras.src.trainers.data_adapters import array_data_adapter  # not public: the order of array data is drawn there
 
 from tfdist.strategies import (
     keras_arrays,
+    keras_dealing,
     keras_functions,
     keras_gradients,
     keras_saving,
@@ -41,6 +43,8 @@ WRAPPED = (
     (keras.saving, "save_model", keras_saving.save),
     (keras.models, "save_model", keras_saving.save),
     (array_data_adapter.ArrayDataAdapter, "get_tf_dataset", keras_arrays.get_tf_dataset),
+    (epoch_iterator.EpochIterator, "_interrupted_warning", keras_dealing.interrupted_warning),
+    (keras.callbacks.ProgbarLogger, "on_epoch_end", keras_dealing.on_epoch_end),
 )
 
 _originals = []

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdist.data import permutation, rows, sharding, shares
+from tfdist.data import dealing, permutation, rows, sharding, shares
 
 
 def get_tf_dataset(original, adapter):
@@ -21,6 +21,8 @@ def get_tf_dataset(original, adapter):
     inputs = _dense_inputs(adapter)
     if inputs is None:
         return original(adapter)
+    if call.deals_next():
+        return _dealt(call, adapter, inputs)
     dataset = permutation.batches(
         inputs,
         num_rows=adapter._num_samples,
@@ -32,6 +34,21 @@ def get_tf_dataset(original, adapter):
     )
     sizes = permutation.batch_sizes(adapter._num_samples, adapter.batch_size)
     return sharding.mark(dataset, shares.of_sizes(sizes, call.strategy.world_size))
+
+
+def _dealt(call, adapter, inputs):
+    """Batches of one worker's step each, dealt to whoever is free."""
+    strategy = call.strategy
+    adapter._size = None  # nobody knows how many will be ours
+    return dealing.dealt_batches(
+        inputs,
+        num_rows=adapter._num_samples,
+        batch_size=strategy.batch_of_step(adapter.batch_size),
+        shuffle=adapter._shuffle,
+        seed=call.seed,
+        dealer=strategy.dealer(),
+        look_first=True,
+    )
 
 
 def _dense_inputs(adapter):

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfdist import errors
-from tfdist.strategies import state
+from tfdist.strategies import hosting, state
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
@@ -34,6 +34,8 @@ def _apply_on_servers(original, step, optimizer, gradients, variables):
     variables = list(variables) if variables is not None else optimizer._trainable_variables
     if not any(gradient is not None for gradient in gradients):
         return original(optimizer, gradients, variables)  # Keras says best what is wrong
+    if hosting.parts_of(optimizer) != [optimizer]:
+        return original(optimizer, gradients, variables)  # its parts come here again
     step.optimizer_depth += 1
     try:
         if not optimizer.built:

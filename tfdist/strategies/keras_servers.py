@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdist.strategies import server_bridge, state
+from tfdist.strategies import hosting, server_bridge, state
 from tfdist.strategies import step as replica_step
 
 
@@ -12,6 +12,16 @@ def servers_of(model):
     """Returns the model's strategy if parameter servers belong to it, else None."""
     strategy = model.distribute_strategy
     return strategy if getattr(strategy, "uses_servers", False) else None
+
+
+class Logs(keras.callbacks.Callback):
+    """Gives a worker that had no batch in an epoch the logs of the others; comes before every callback that reads them."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        from tfdist.strategies import keras_trainer
+
+        for name, value in keras_trainer.current_call().epoch_logs.items():
+            logs.setdefault(name, value)
 
 
 class Training(keras.callbacks.Callback):
@@ -29,12 +39,14 @@ class Training(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
-        known = self._strategy.known_optimizer(optimizer)
-        if known is None:
+        known = self._strategy.known_optimizers(optimizer)
+        for part in known:
+            part.begin()
+        if not known:
             statistics = [v.value for v in self.model.non_trainable_variables]
-            self._strategy.optimizer_of(optimizer, statistics)
-        else:
-            known.begin()
+            for part in hosting.parts_of(optimizer):
+                self._strategy.optimizer_of(part, statistics)
+                statistics = []
 
     def on_epoch_begin(self, epoch, logs=None):
         for optimizer in self._strategy.optimizers():
@@ -47,8 +59,7 @@ class Training(keras.callbacks.Callback):
 
 def end_of_fit(strategy, model):
     """Brings the optimizer's state back; returns when every worker's updates are applied."""
-    known = strategy.known_optimizer(model.optimizer)
-    if known is not None:
+    for known in strategy.known_optimizers(model.optimizer):
         known.fetch_state()
     strategy.barrier("fit ends")
 
@@ -65,9 +76,11 @@ def get_metrics_result(original, model):
 
     strategy, call = servers_of(model), keras_trainer.current_call()
     is_end_of_epoch = strategy is not None and call is not None and call.is_fit and replica_step.current() is None
-    if is_end_of_epoch and tf.executing_eagerly():
-        _end_epoch(strategy, model)
-    return original(model)
+    if not is_end_of_epoch or not tf.executing_eagerly():
+        return original(model)
+    _end_epoch(strategy, model)
+    call.epoch_logs = original(model)
+    return call.epoch_logs
 
 
 def _end_epoch(strategy, model):
@@ -79,9 +92,9 @@ def _end_epoch(strategy, model):
     strategy.barrier("an epoch ends")
     for optimizer in strategy.optimizers():
         optimizer.fetch_parameters()
-    known = strategy.known_optimizer(model.optimizer)
-    if known is not None and getattr(model.optimizer, "use_ema", False):
-        known.fetch_state()  # the moving average, which Keras may put in place of the parameters
+    for part, known in zip(hosting.parts_of(model.optimizer), strategy.known_optimizers(model.optimizer)):
+        if getattr(part, "use_ema", False):
+            known.fetch_state()  # the moving average, which Keras may put in place of the parameters
     strategy.barrier("all have the parameters")
 
 
@@ -142,12 +155,18 @@ def _instead(old, fresh):
 
 
 def fetch_for_saving(strategy, model):
-    """Makes the model's and the optimizer's variables the global ones, where a `fit` is going on."""
-    known = strategy.known_optimizer(model.optimizer) if getattr(model, "optimizer", None) else None
-    if known is not None and _in_fit():
-        known.store.flush()
-        known.fetch_parameters()
-        known.fetch_state()
+    """Makes the model's and the optimizer's variables the global ones, where a `fit` is going on.
+
+    Between two epochs the parameters are fresh, and so is a moving average; a callback may have swapped them by intent.
+    """
+    if not _in_fit():
+        return
+    for known in strategy.known_optimizers(getattr(model, "optimizer", None)):
+        if not known.is_paused:
+            known.store.flush()
+            known.fetch_parameters()
+        if not (known.is_paused and getattr(model.optimizer, "use_ema", False)):
+            known.fetch_state()
 
 
 def _in_fit():

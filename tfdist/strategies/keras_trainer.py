@@ -27,14 +27,29 @@ class TrainerCall:
       seed: list of ints that decides the order of array data.
       is_one_shot: whether the data is a generator, which can be read once only.
       is_fit: whether it is a `fit`, whose first data are those to train on.
+      has_length: whether the user says how many steps an epoch has.
     """
 
-    def __init__(self, strategy, seed, is_one_shot, is_fit=False):
+    def __init__(self, strategy, seed, is_one_shot, is_fit=False, has_length=False):
         self.strategy = strategy
         self.seed = seed
         self.is_one_shot = is_one_shot
         self.is_fit = is_fit
-        self.trains_next = is_fit
+        self._trains_next = is_fit
+        self.epoch_logs = {}  # of the last epoch that is over
+        self._has_length = has_length
+
+    def deals_next(self):
+        """Whether the data that come next are to train on, and workers take of them at their own pace.
+
+        Not with `steps_per_epoch`: an epoch then is so many steps of each worker.
+        """
+        return self._trains_next and not self.strategy.is_in_step and not self._has_length
+
+    def take_training_data(self):
+        """Returns whether the data that come now are those to train on; says so only once."""
+        trains, self._trains_next = self._trains_next, False
+        return trains
 
 
 def current_call():
@@ -65,7 +80,7 @@ def fit(original, model, *args, **kwargs):
         call["x"], call["shuffle"] = py_dataset.SharedOrder(call["x"], seed), False
     call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
     _be_quiet(strategy, call)
-    with _calling(strategy, seed, call["x"], is_fit=True):
+    with _calling(strategy, seed, call["x"], is_fit=True, has_length=call["steps_per_epoch"] is not None):
         history = _fit(original, model, strategy, call)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
     return history
@@ -123,9 +138,9 @@ def _without_training(original, model, args, kwargs):
 
 
 @contextlib.contextmanager
-def _calling(strategy, seed, x, is_fit=False):
+def _calling(strategy, seed, x, *, is_fit=False, has_length=False):
     outer = current_call()
-    _LOCAL.call = TrainerCall(strategy, seed, isinstance(x, types.GeneratorType), is_fit)
+    _LOCAL.call = TrainerCall(strategy, seed, isinstance(x, types.GeneratorType), is_fit, has_length)
     try:
         with failures.translated():
             yield
@@ -159,7 +174,8 @@ def _fit_callbacks(strategy, callbacks, initial_epoch):
             callbacks.append(callback)
         return callbacks
     callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-    return [*keras_saving.callbacks_of(strategy, callbacks), *last]
+    first = [] if strategy.is_in_step else [keras_servers.Logs()]
+    return [*first, *keras_saving.callbacks_of(strategy, callbacks), *last]
 
 
 class _AgreeOnStart(keras.callbacks.Callback):

@@ -55,6 +55,11 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         """Returns the tensors of all workers, concatenated along the first axis in the order of ranks."""
 
     @property
+    def num_gradients_of_update(self):
+        """How many workers' gradients make an update: `num_replicas_in_sync`."""
+        return self.world_size
+
+    @property
     def is_chief(self):
         """Whether this worker is the one that writes files and shows progress."""
         return self.rank == 0
@@ -149,7 +154,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     def rows_variable(self):
         """The row count of this thread's latest call, for functions nested in the replica function."""
         if not hasattr(self._local, "rows"):
-            with tf.init_scope(), tf.device("/device:CPU:0"):
+            with tf.init_scope(), tf.device("/device:CPU:0"), self.alone():
                 self._local.rows = tf.Variable(0, dtype=tf.int64, trainable=False, name="rows")
         return self._local.rows
 
@@ -157,11 +162,13 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
     def _create_variable(self, next_creator, **kwargs):
         kwargs.pop("colocate_with", None)
-        if self._world_size > 1 and not getattr(self._local, "is_alone", False):
+        step = replica_step.current()
+        is_alone = getattr(self._local, "is_alone", False) or (step is not None and step.is_alone)
+        if self._world_size > 1 and not is_alone:
             strategy = self._container_strategy()
             kwargs["initial_value"] = initial_value.from_chief(strategy, kwargs)
         variable = next_creator(**kwargs)
-        if self._world_size > 1:
+        if self._world_size > 1 or self._container_strategy().uses_servers:
             variable._tfdist_creation_index = next(self._created)
             if state.rule_of(variable):
                 reference = weakref.ref(variable)
@@ -259,10 +266,16 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         from tfdist.data import one_shot, sharding, uneven
         from tfdist.strategies import keras_trainer
 
-        distributed = sharding.distribute(self._container_strategy(), dataset)
+        strategy, call = self._container_strategy(), keras_trainer.current_call()
+        deals = not strategy.is_in_step and (call is None or call.deals_next())
+        trains = call is None or call.take_training_data()
+        if trains and not strategy.is_in_step:
+            distributed = sharding.deal(strategy, dataset, deals=deals, look_first=call is not None)
+        else:
+            distributed = sharding.distribute(strategy, dataset)
         if keras_trainer.take_one_shot():
             return one_shot.OneShot(distributed)
-        if keras_trainer.current_call() is None:
+        if call is None:
             return distributed
         if isinstance(distributed, uneven.InStep):
             return distributed.as_trainer_wants()
@@ -273,7 +286,9 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         from tfdist.data import sharding
 
         context = tf.distribute.InputContext(self._world_size, self._rank, self._world_size)
-        return sharding.keep_in_step(self._container_strategy(), dataset_fn(context))
+        dataset = dataset_fn(context)
+        strategy = self._container_strategy()
+        return sharding.keep_in_step(strategy, dataset) if strategy.is_in_step else dataset
 
     def _make_dataset_iterator(self, dataset):
         return reusable.ReusableIterator(self._experimental_distribute_dataset(dataset, None))
@@ -295,7 +310,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
         step = replica_step.current()
         if step is not None and step.strategy is self._container_strategy():
             return step.answer_replica_count()
-        return self._world_size if self._container_strategy().is_in_step else 1
+        return self._container_strategy().num_gradients_of_update
 
     def _get_local_replica_id(self, replica_id_in_sync_group):
         return 0

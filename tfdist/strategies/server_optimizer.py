@@ -30,13 +30,16 @@ class ServerOptimizer:
         self._optimizer = optimizer
         self._core = hosting.core_of(optimizer)
         self.variables = list(optimizer._trainable_variables)
-        self._statistics = [v for v in statistics if state.rule_of(v) == "mean"]
+        # Workers that are in step make theirs equal by themselves, see `state.reconcile`.
+        shares = strategy.world_size > 1 and not strategy.is_in_step
+        self._statistics = [v for v in statistics if shares and state.rule_of(v) == "mean"]
         self._rule, reason = hosting.rule_or_reason(optimizer, self.variables, strategy.is_in_step)
         if reason and strategy.is_chief:
             logging.warning("%s is hosted as itself by parameter server 0: %s.", type(optimizer).__name__, reason)
         self._clips = self._rule is not None or not strategy.is_in_step
         self._mirrored = hosting.scalars_of(optimizer) if self._rule is None else []
         self._generation = 0
+        self.is_paused = False
         self._positions = {id(v): i for i, v in enumerate(self.variables)}
         self._values = [*self.variables, *self._statistics]
         tensors = [self._tensor(v) for v in self.variables]
@@ -45,11 +48,23 @@ class ServerOptimizer:
             tensors.append(Tensor(hosting.MIRROR, (len(self._mirrored),), "float64", rules.Rule("add")))
         hosts = {"may_split": False, "servers": 1} if self._rule is None else {}
         options = hosting.options(strategy.options, optimizer, self._rule, self.variables, clips=self._clips)
+        strategy.agree("optimizer", self._description(optimizer, tensors))
         self.store = strategy.client.add_store(name, tensors, options, **hosts)
 
     def _tensor(self, variable):
         decays = bool(self._core.weight_decay) and self._core._use_weight_decay(variable)
-        return Tensor(variable.path, tuple(variable.shape), variable.dtype, self._rule, decays)
+        return Tensor(hosting.path_of(variable), tuple(variable.shape), hosting.dtype_of(variable), self._rule, decays)
+
+    def _description(self, optimizer, tensors):
+        """What must be the same on all workers; only the tails of names are."""
+        values = {
+            "class": type(optimizer).__name__,
+            "the update rule": repr(self._rule),
+            "number of tensors": len(tensors),
+        }
+        for i, tensor in enumerate(tensors):
+            values[f"tensor {i}"] = f"{tensor.name.rsplit('/')[-1]} {tensor.shape} {tensor.dtype}"
+        return values
 
     # State
 
@@ -74,6 +89,7 @@ class ServerOptimizer:
         """Waits until this worker's pushes are applied; nobody waits for further ones."""
         self.store.flush()
         self.store.set_active(False)
+        self.is_paused = True
 
     def resign(self):
         """Tells the servers not to count on this worker any more; never fails."""
@@ -85,6 +101,7 @@ class ServerOptimizer:
     def resume(self):
         """Tells the servers to count on this worker's pushes."""
         self.store.set_active(True)
+        self.is_paused = False
 
     def fetch_parameters(self):
         """Makes the model's variables those of the servers."""
@@ -147,17 +164,16 @@ class ServerOptimizer:
           gradients: list of tensors, `tf.IndexedSlices` or None.
           variables: the Keras variables they belong to.
         """
-        present = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        gradients, variables = [gradients[i] for i in present], [variables[i] for i in present]
+        gradients, variables = self._core._filter_empty_gradients(gradients, variables)  # Keras warns of them
         gradients, weight, is_sum = self._prepared(step, gradients)
         message = server_bridge.Message(self._strategy, self.store)
         for gradient, variable in zip(gradients, variables):
-            position = self._positions[id(variable)]
+            gradient, position = _fitting(gradient, variable), self._positions[id(variable)]
             if isinstance(gradient, tf.IndexedSlices):
                 is_read_by_row = step is not None and id(variable) in step.read_by_row
-                message.add_rows(position, self._summed(gradient), variable.value, is_whole=not is_read_by_row)
+                message.add_rows(position, self._summed(gradient), _value(variable), is_whole=not is_read_by_row)
             else:
-                message.add_dense(position, gradient, variable.value)
+                message.add_dense(position, gradient, _value(variable))
         self._add_statistics(step, message)
         if self._mirrored:
             position = len(self._values)
@@ -207,7 +223,7 @@ class ServerOptimizer:
 
     def _add_statistics(self, step, message):
         """Moving statistics go along as what this step has added to them, averaged over the workers."""
-        if step is None or self._strategy.is_in_step:
+        if step is None:
             return
         for i, variable in enumerate(self._statistics):
             if id(variable) in step.written:
@@ -217,12 +233,25 @@ class ServerOptimizer:
                 message.add_dense(len(self.variables) + i, delta, variable)
 
 
+def _fitting(gradient, variable):
+    """A gradient may be of another type than its variable, and Keras casts it; servers know the variable's only."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values = tf.cast(gradient.values, variable.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    gradient = tf.cast(gradient, variable.dtype)
+    return gradient if gradient.shape == variable.shape else tf.ensure_shape(gradient, variable.shape)
+
+
 def _times(tensor, factor):
     if isinstance(factor, int) and factor == 1:
         return tensor
     if isinstance(tensor, tf.IndexedSlices):
         return tf.IndexedSlices(_times(tensor.values, factor), tensor.indices, tensor.dense_shape)
     return tensor * tf.cast(factor, tensor.dtype)
+
+
+def _value(variable):
+    return variable if isinstance(variable, tf.Variable) else variable.value
 
 
 def _dtype(variable):

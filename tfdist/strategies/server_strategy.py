@@ -2,19 +2,23 @@
 
 import atexit
 import contextlib
+import itertools
 import weakref
 
 import numpy as np
 import tensorflow as tf
 
+from tfdist import cluster
+from tfdist.data import dealer, uneven
 from tfdist.errors import ConfigurationError
 from tfdist.parameter_server.client import NOT_FINITE, Options
 from tfdist.staleness import weighting
-from tfdist.strategies import initial_value
+from tfdist.strategies import hosting, initial_value
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 MODES = ("async", "bounded", "sync")
 _STEP_WEIGHTS = 256
+_numbers = itertools.count()  # strategies are made in the same order on all workers
 
 
 class AbstractServerStrategy(AbstractReplicaStrategy):
@@ -50,7 +54,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
                 "backup_workers is expected to be less than the number of workers. "
                 f"Received: backup_workers={backup_workers}, {self.world_size} workers. Lower it, or start more workers."
             )
-        self.prefetch = self._prefetch(prefetch, staleness_bound)
+        self.prefetch = self._prefetch(prefetch, staleness_bound, bool(compensation))
         self.not_finite = NOT_FINITE[not_finite]
         self._options = Options(
             mode=mode,
@@ -63,18 +67,25 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
             is_lazy=sparse_updates == "lazy",
         )
         self._optimizers = weakref.WeakKeyDictionary()
+        self._declared = itertools.count()
+        self._number = next(_numbers)
+        self._dealer = None
         self.client, self._stop_servers = servers.connect(group, num_servers)
         atexit.register(self.close)
         setup.prepare(self)
 
-    def _prefetch(self, prefetch, staleness_bound):
-        may = self.mode != "sync" and not (self.mode == "bounded" and staleness_bound == 0)
+    def _prefetch(self, prefetch, staleness_bound, is_compensated):
+        may = self.mode != "sync" and not (self.mode == "bounded" and staleness_bound == 0) and not is_compensated
         if prefetch and not may:
             raise ConfigurationError(
-                "prefetch is expected to be 0 where a worker must have the newest parameters. Received: prefetch=1, "
-                f"mode={self.mode!r}. Leave it out."
+                "prefetch is expected to be 0 where the server relies on which parameters a worker has: in mode 'sync', with "
+                f"staleness_bound=0 and with delay compensation. Received: prefetch=1, mode={self.mode!r}. Leave it out."
             )
         return int(may and self.world_size > 1) if prefetch is None else prefetch
+
+    @property
+    def num_gradients_of_update(self):
+        return self.world_size if self.mode == "sync" else 1
 
     @property
     def options(self):
@@ -106,14 +117,15 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         found = self._optimizers.get(optimizer)
         if found is None:
             with tf.init_scope():
-                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {len(self._optimizers)}")
+                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {next(self._declared)}")
                 self._optimizers[optimizer] = found
                 found.begin()
         return found
 
-    def known_optimizer(self, optimizer):
-        """Returns the `ServerOptimizer`, or None if the servers have not heard of it yet."""
-        return self._optimizers.get(optimizer)
+    def known_optimizers(self, optimizer):
+        """Returns the `ServerOptimizer`s of a Keras optimizer, none if the servers have not heard of it yet."""
+        parts = hosting.parts_of(optimizer) if optimizer is not None else []
+        return [self._optimizers[part] for part in parts if part in self._optimizers]
 
     def optimizers(self):
         """Returns all `ServerOptimizer`s."""
@@ -122,18 +134,35 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     def synchronize(self):
         """Waits for all workers, until every update is applied; then the variables of all hold the global parameters.
 
-        `fit` does it at the end of every epoch. Call it in a training loop of your own before you evaluate or save, on every
-        worker, and when the loop is over.
+        The chief's optimizers hold the global state as well. `fit` does it at the end of every epoch. Call it in a training
+        loop of your own before you evaluate or save, on every worker, and when the loop is over.
         """
         for optimizer in self.optimizers():
             optimizer.pause()
         self.barrier("synchronize")
         for optimizer in self.optimizers():
             optimizer.fetch_parameters()
+            if self.is_chief:
+                optimizer.fetch_state()
         self.barrier("synchronized")
         for optimizer in self.optimizers():
             optimizer.resume()
         self.barrier("go on")
+
+    def dealer(self):
+        """Returns the `tfdist.data.dealer.Dealer` that hands out the pieces of an epoch, the same one at each call."""
+        if self._dealer is None:
+            take = dealer.StoreCounter(cluster.current()) if self.world_size > 1 else None
+            self._dealer = dealer.Dealer(self.world_size, self.rank, take, f"strategy {self._number}")
+        return self._dealer
+
+    def batch_of_step(self, batch_size):
+        """Returns the rows of one worker's step for `fit(batch_size=)`: all of it, unless workers are in step or nearly so."""
+        return -(-batch_size // self.world_size) if self.mode == "sync" else batch_size
+
+    def in_batches_of_step(self, dataset):
+        """Returns a dataset of batches in batches of one worker's step."""
+        return uneven.rebatch(dataset, self) if self.mode == "sync" else dataset
 
     def barrier(self, name):
         """Waits for all workers."""

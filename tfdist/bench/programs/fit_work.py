@@ -6,7 +6,7 @@ import numpy as np
 from serve import answer
 
 _WIDTHS = {"small": (128,), "big": (2048, 2048, 2048)}  # 101,770 and 10,020,874 parameters with inputs and classes
-_INPUTS, _CLASSES = 784, 10
+INPUTS, CLASSES = 784, 10
 _LEARNING_RATE = 0.01
 _SEED = 7
 
@@ -14,13 +14,13 @@ _SEED = 7
 def make_data(rows):
     """Returns random images of MNIST's shape: float32 [rows, 784] in [0, 1) and int32 [rows]."""
     generator = np.random.default_rng(_SEED)
-    return generator.random((rows, _INPUTS), np.float32), generator.integers(0, _CLASSES, rows, np.int32)
+    return generator.random((rows, INPUTS), np.float32), generator.integers(0, CLASSES, rows, np.int32)
 
 
-def make_model(keras, name):
-    """Builds and compiles a multilayer perceptron with plain SGD in either Keras."""
+def make_model(keras, name, *first):
+    """Builds and compiles a multilayer perceptron with plain SGD in either Keras; the layers `first` come before it."""
     layers = [keras.layers.Dense(width, activation="relu") for width in _WIDTHS[name]]
-    model = keras.Sequential([keras.layers.InputLayer((_INPUTS,)), *layers, keras.layers.Dense(_CLASSES)])
+    model = keras.Sequential([keras.layers.InputLayer((INPUTS,)), *first, *layers, keras.layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.SGD(_LEARNING_RATE), loss=loss)
     return model

@@ -72,8 +72,9 @@ int num_slots(const tfdist_rule& rule) {
 
 double initial_slot_value(const tfdist_rule& rule, int slot) {
   if (slot != 0) return 0;
-  if (rule.kind == TFDIST_RULE_ADAGRAD) return rule.parameters[kAdagradInitial];
-  return rule.kind == TFDIST_RULE_FTRL ? rule.parameters[kFtrlInitial] : 0;
+  // Keras's initializer makes a float32 of it, for float64 variables too.
+  if (rule.kind == TFDIST_RULE_ADAGRAD) return static_cast<float>(rule.parameters[kAdagradInitial]);
+  return rule.kind == TFDIST_RULE_FTRL ? static_cast<float>(rule.parameters[kFtrlInitial]) : 0;
 }
 
 bool touches_only_rows(const tfdist_rule& rule, double weight_decay) {

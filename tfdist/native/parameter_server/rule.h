@@ -33,8 +33,8 @@ double initial_slot_value(const tfdist_rule& rule, int slot);
 // ADD, SGD without momentum, Adagrad; and none of them with weight decay.
 bool touches_only_rows(const tfdist_rule& rule, double weight_decay = 0);
 
-// Whether only the sum of rows with equal index counts under Keras's semantics, so that it may be formed before they travel:
-// ADD, SGD, Lion. The others also sum the squares of those rows, or their magnitudes.
+// Whether only the sum of rows with equal index counts under Keras's semantics, so that it may be formed before they
+// travel: ADD, SGD, Lion. The others also sum the squares of those rows, or their magnitudes.
 bool is_linear_in_gradient(const tfdist_rule& rule);
 
 // Whether every index is one of a row of a tensor with `num_rows_of_theta` rows. Update does not look.
@@ -53,12 +53,12 @@ class Update {
   void apply(T* theta, T* const* slots, const T* gradient, int64_t n) const;
 
   // A gradient of whole rows: values[i * row_elements ...] belongs to row rows[i]; an index may occur several times.
-  // Not lazy: as Keras on TensorFlow, where rows without a gradient have the gradient 0, their slots move on, and squares of
-  // rows with equal index are summed. That sweeps the tensor, unless touches_only_rows.
+  // Not lazy: as Keras on TensorFlow, where rows without a gradient have the gradient 0, their slots move on, and squares
+  // of rows with equal index are summed. That sweeps the tensor, unless touches_only_rows.
   // Lazy: rows with equal index are summed, then parameters and slots of these rows are updated, and no others.
   template <typename T>
-  void apply_rows(T* theta, T* const* slots, const int64_t* rows, const T* values, int64_t num_rows, int64_t row_elements,
-                  int64_t num_rows_of_theta, bool is_lazy) const;
+  void apply_rows(T* theta, T* const* slots, const int64_t* rows, const T* values, int64_t num_rows,
+                  int64_t row_elements, int64_t num_rows_of_theta, bool is_lazy) const;
 
  private:
   template <typename T>

@@ -5,6 +5,12 @@
 namespace tfdist {
 namespace {
 
+// A Python number that Keras hands to tf.cast: that makes a float32 of it first, for float64 variables too.
+template <typename T>
+T cast(double value) {
+  return static_cast<T>(static_cast<float>(value));
+}
+
 // Powers in double, rounded once: what TensorFlow's powers of two scalars are.
 template <typename T>
 T raise(T base, int64_t exponent) {
@@ -13,14 +19,14 @@ T raise(T base, int64_t exponent) {
 
 // Nadam's u(t) = beta_1 (1 - 0.96^t / 2), without the factor beta_1.
 template <typename T>
-T nadam_schedule(int64_t t) {
-  return T(1) - T(0.5) * raise(T(0.96), t);
+T nadam_schedule(T base, int64_t t) {
+  return T(1) - T(0.5) * raise(base, t);
 }
 
 template <typename T>
 double advance_product(double product, double beta_1, int64_t from, int64_t to) {
   T value = static_cast<T>(product);
-  for (int64_t t = from + 1; t <= to && value != T(0); ++t) value = value * T(beta_1) * nadam_schedule<T>(t);
+  for (int64_t t = from + 1; t <= to && value != T(0); ++t) value = value * T(beta_1) * nadam_schedule(T(0.96), t);
   return value;
 }
 
@@ -30,33 +36,34 @@ void set_betas(Coefficients<T>& c, double beta_1, double beta_2) {
   c.beta_2 = T(beta_2), c.rest_2 = T(1 - beta_2);
 }
 
-// Nadam and Lion round beta before they subtract it from 1.
+// Nadam and Lion cast beta before they subtract it from 1.
 template <typename T>
-void set_rounded_betas(Coefficients<T>& c, double beta_1, double beta_2) {
-  c.beta_1 = T(beta_1), c.rest_1 = T(1) - c.beta_1;
-  c.beta_2 = T(beta_2), c.rest_2 = T(1) - c.beta_2;
+void set_cast_betas(Coefficients<T>& c, double beta_1, double beta_2) {
+  c.beta_1 = cast<T>(beta_1), c.rest_1 = T(1) - c.beta_1;
+  c.beta_2 = cast<T>(beta_2), c.rest_2 = T(1) - c.beta_2;
 }
 
 template <typename T>
 void set_adam(Coefficients<T>& c, const double* p, int64_t t) {
   set_betas(c, p[kAdamBeta1], p[kAdamBeta2]);
   c.epsilon = T(p[kAdamEpsilon]);
-  c.step_size = c.learning_rate * std::sqrt(T(1) - raise(c.beta_2, t)) / (T(1) - raise(c.beta_1, t));
+  c.step_size =
+      c.learning_rate * std::sqrt(T(1) - raise(cast<T>(p[kAdamBeta2]), t)) / (T(1) - raise(cast<T>(p[kAdamBeta1]), t));
 }
 
 template <typename T>
 void set_adamax(Coefficients<T>& c, const double* p, int64_t t) {
   set_betas(c, p[kAdamBeta1], p[kAdamBeta2]);
   c.epsilon = T(p[kAdamEpsilon]);
-  c.correction_1 = T(1) - raise(c.beta_1, t);
+  c.correction_1 = T(1) - raise(cast<T>(p[kAdamBeta1]), t);
 }
 
 template <typename T>
 void set_nadam(Coefficients<T>& c, const double* p, int64_t t, T u_product) {
-  set_rounded_betas(c, p[kAdamBeta1], p[kAdamBeta2]);
+  set_cast_betas(c, p[kAdamBeta1], p[kAdamBeta2]);
   c.epsilon = T(p[kAdamEpsilon]);
-  c.next_u = c.beta_1 * nadam_schedule<T>(t + 1);
-  c.rest_u = T(1) - c.beta_1 * nadam_schedule<T>(t);
+  c.next_u = c.beta_1 * nadam_schedule(cast<T>(0.96), t + 1);
+  c.rest_u = T(1) - c.beta_1 * nadam_schedule(cast<T>(0.96), t);
   c.correction_1 = T(1) - u_product * c.next_u;
   c.correction = T(1) - u_product;
   c.correction_2 = T(1) - raise(c.beta_2, t);
@@ -94,9 +101,9 @@ Coefficients<T> make_coefficients(const tfdist_rule& rule, double learning_rate,
   const double* p = rule.parameters;
   Coefficients<T> c{};
   c.learning_rate = T(learning_rate);
-  c.weight_decay = T(weight_decay);
+  c.weight_decay = cast<T>(weight_decay);
   switch (rule.kind) {
-    case TFDIST_RULE_SGD: c.momentum = T(p[kSgdMomentumAt]); break;
+    case TFDIST_RULE_SGD: c.momentum = cast<T>(p[kSgdMomentumAt]); break;
     case TFDIST_RULE_ADAM: set_adam(c, p, t); break;
     case TFDIST_RULE_ADAGRAD: c.epsilon = T(p[kAdagradEpsilon]); break;
     case TFDIST_RULE_RMSPROP: set_rmsprop(c, p); break;
@@ -104,7 +111,7 @@ Coefficients<T> make_coefficients(const tfdist_rule& rule, double learning_rate,
     case TFDIST_RULE_ADAMAX: set_adamax(c, p, t); break;
     case TFDIST_RULE_NADAM: set_nadam(c, p, t, T(u_product)); break;
     case TFDIST_RULE_FTRL: set_ftrl(c, p); break;
-    case TFDIST_RULE_LION: set_rounded_betas(c, p[kLionBeta1], p[kLionBeta2]); break;
+    case TFDIST_RULE_LION: set_cast_betas(c, p[kLionBeta1], p[kLionBeta2]); break;
     default: break;
   }
   return c;

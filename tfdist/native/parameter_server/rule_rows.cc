@@ -8,7 +8,7 @@
 namespace tfdist {
 namespace {
 
-// The positions of `rows` in the order of their indices, equal ones in the order they have; empty if that is theirs already.
+// The positions of `rows` in the order of their indices, equal ones as they came; empty where all are in order already.
 std::vector<int64_t> sorted_positions(const int64_t* rows, int64_t num_rows) {
   if (std::is_sorted(rows, rows + num_rows)) return {};
   std::vector<int64_t> positions(static_cast<size_t>(num_rows));

@@ -102,9 +102,13 @@ struct AdadeltaStep {
 
  private:
   template <typename T>
-  static TFDIST_STEP void advance_gradient(const Coefficients<T>& c, T* s, T q) { s[0] = c.beta_2 * s[0] + c.rest_2 * q; }
+  static TFDIST_STEP void advance_gradient(const Coefficients<T>& c, T* s, T q) {
+    s[0] = c.beta_2 * s[0] + c.rest_2 * q;
+  }
   template <typename T>
-  static TFDIST_STEP void advance_delta(const Coefficients<T>& c, T* s, T q) { s[1] = c.beta_2 * s[1] + c.rest_2 * q; }
+  static TFDIST_STEP void advance_delta(const Coefficients<T>& c, T* s, T q) {
+    s[1] = c.beta_2 * s[1] + c.rest_2 * q;
+  }
 };
 
 struct AdamaxStep {

@@ -85,8 +85,7 @@ Outcome Store::begin(const Push& push) {
 }
 
 void Store::apply(const Push& push, const Outcome& begun, size_t entry, char* fresh) {
-  const auto position = std::min(static_cast<size_t>(begun.staleness), step_weights_.size() - 1);
-  const UpdateOf update{push.worker, begun.updates, push.header.learning_rate * step_weights_[position]};
+  const UpdateOf update{push.worker, begun.updates, push.header.learning_rate * step_weight(begun.staleness)};
   shards_[push.entries[entry].shard]->update(update, push.gradients[entry], fresh);
 }
 
@@ -138,7 +137,7 @@ void Store::apply_hosted(const Push& push, Outcome* outcome) {
     const char* values = g.dense != nullptr ? g.dense : g.values;
     gradients.push_back({static_cast<int32_t>(push.entries[i].shard), values, g.rows, g.num_rows});
   }
-  if (!gradients.empty()) call_host(gradients, push.header.learning_rate, outcome);
+  if (!gradients.empty()) call_host(gradients, push.header.learning_rate * step_weight(outcome->staleness), outcome);
   for (size_t i = 0; i < push.entries.size() && outcome->code == TFDIST_OK; ++i) {
     Shard& shard = *shards_[push.entries[i].shard];
     if ((push.entries[i].flags & kPush) == 0 || shard.is_hosted) continue;

@@ -2,6 +2,7 @@
 #ifndef TFDIST_PARAMETER_SERVER_STORE_H_
 #define TFDIST_PARAMETER_SERVER_STORE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -81,6 +82,9 @@ class Store {
   WorkerRecord record(int worker);
 
  private:
+  double step_weight(int64_t staleness) const {
+    return step_weights_[std::min(static_cast<size_t>(staleness), step_weights_.size() - 1)];
+  }
   size_t required() const;
   void call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate, Outcome* outcome);
   void count(WorkerRecord* record, const Push& push, int64_t staleness);
