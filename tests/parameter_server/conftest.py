@@ -1,4 +1,4 @@
-"""Every test of the parameter server runs on both transports where it asks for one, and leaves nothing behind."""
+"""What the tests of the parameter server have in common: both transports, and a look at what they leave behind."""
 
 import os
 import time
@@ -11,7 +11,7 @@ def transport(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_left():
     """Sockets, memfds and threads, native ones too, must be as few as before; some end a moment later."""
     before = _left()

@@ -9,6 +9,8 @@ from tests.parameter_server.jobs import Worker, job, push, read, sgd, together, 
 from tfdist.parameter_server.client import Tensor
 from tfdist.parameter_server.rules import make_rule
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 ADAM = make_rule("adam", beta_1=0.9, beta_2=0.999, epsilon=1e-7)
 # Sizes around what matters: empty, one, the part of an answer, split between servers, grouped.
 SHAPES = {"scalar": (), "empty": (0, 3), "vector": (5,), "odd": (7, 3), "large": (70_001, 4), "huge": (300_000, 2)}

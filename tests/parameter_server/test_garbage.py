@@ -28,6 +28,8 @@ from tfdist.cluster.address import parse_address
 from tfdist.cluster.frames import encode, receive_frame, send_all
 from tfdist.comm.shared_memory import host_identity
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64, b"tfdist/1" + b"\xff" * 64])
 def test_garbage_before_the_handshake(garbage):

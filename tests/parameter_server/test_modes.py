@@ -10,6 +10,8 @@ from tfdist.parameter_server.rules import make_rule
 from tfdist.staleness import weighting
 from tfdist.staleness.compensation import DelayCompensation
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 N = 5000
 
 

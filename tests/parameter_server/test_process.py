@@ -12,6 +12,8 @@ from tfdist.parameter_server import spawn
 from tfdist.parameter_server.client import Client, Options, Tensor
 from tfdist.parameter_server.rules import make_rule
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 ADAM = make_rule("adam", beta_1=0.9, beta_2=0.999, epsilon=1e-7)
 ELEMENTS = 4_000_000
 SHARD_BYTES = 4 * ELEMENTS

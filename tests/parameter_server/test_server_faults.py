@@ -23,6 +23,8 @@ from tfdist.parameter_server.client import Client, Options, Tensor
 from tfdist.parameter_server.rules import make_rule
 from tfdist.parameter_server.server import ParameterServer
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 # Who is there
 
 
