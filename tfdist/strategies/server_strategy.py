@@ -117,7 +117,9 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         found = self._optimizers.get(optimizer)
         if found is None:
             with tf.init_scope():
-                found = ServerOptimizer(self, optimizer, statistics, f"optimizer {next(self._declared)}")
+                found = ServerOptimizer(
+                    self, optimizer, statistics, f"strategy {self._number}, optimizer {next(self._declared)}"
+                )
                 self._optimizers[optimizer] = found
                 found.begin()
         return found
