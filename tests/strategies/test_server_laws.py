@@ -12,11 +12,14 @@ _LAWS = ["training", "statistics", "saving", "stopping", "table", "hosted", "loo
 
 
 @pytest.fixture(
-    scope="module", params=[("async", 2, "shm"), ("bounded", 3, "tcp")], ids=["async-2-shm", "bounded-3-tcp"]
+    scope="module",
+    params=[("async", 2, "shm", 1), ("bounded", 3, "tcp", 0)],
+    ids=["async-2-shm-prefetch", "bounded-3-tcp"],
 )
 def ranks(request, tmp_path_factory):
-    name, num_workers, transport = request.param
+    name, num_workers, transport, prefetch = request.param
     arguments = dict(names=_LAWS, folder=str(tmp_path_factory.mktemp("laws")), name=name, num_servers=num_workers - 1)
+    arguments["prefetch"] = prefetch
     environment = {"TFDIST_TRANSPORT": transport}
     run = "tests.strategies.server_laws:checks"
     return run_workers(num_workers, run, timeout=300, environment=environment, **arguments)

@@ -32,7 +32,8 @@ class ParameterServerStrategy(AbstractServerStrategy):
         model per worker on the servers. 0 for none.
       compensation_kind: "constant" or "adaptive" (lambda0 divided by the root of a mean square of the gradient).
       prefetch: 1 to compute the next gradient while the answer to the last push is under way, which makes every gradient one
-        round staler (about 2 m - 1 updates, not m - 1); 0 to wait for it. Default: 1 in the asynchronous modes with several workers.
+        round staler (about 2 m - 1 updates, not m - 1); 0 to wait for it. Default: 1 in
+        the asynchronous modes with workers on several hosts, else 0.
       sparse_updates: "keras": rows without a gradient move as Keras moves them; "lazy": only touched rows and their moments do.
       not_finite: "raise" a NonFiniteGradientError at a NaN or infinity, or "skip" that gradient.
       group: a `tfdist.comm.Group`; default: the group of this process, formed from its environment.

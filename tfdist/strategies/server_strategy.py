@@ -27,7 +27,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     Args:
       group, seed, timeout: see `RingAllReduceStrategy`.
       num_servers: int or None, see `tfdist.strategies.servers.connect`.
-      prefetch: None, 0 or 1; None decides by the mode.
+      prefetch: None, 0 or 1; None decides by the mode and the number of hosts.
       not_finite: "raise" or "skip".
       sparse_updates: "keras" or "lazy".
       mode, staleness_bound, backup_workers, staleness_weighting, compensation: see `ParameterServerStrategy`.
@@ -81,7 +81,10 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
                 "prefetch is expected to be 0 where the server relies on which parameters a worker has: in mode 'sync', with "
                 f"staleness_bound=0 and with delay compensation. Received: prefetch=1, mode={self.mode!r}. Leave it out."
             )
-        return int(may and self.world_size > 1) if prefetch is None else prefetch
+        if prefetch is not None:
+            return prefetch
+        # Within a host an answer takes no time worth a staler gradient.
+        return int(may and self.world_size > 1 and len(self.worker_group.topology.hosts) > 1)
 
     @property
     def num_gradients_of_update(self):
