@@ -48,7 +48,7 @@ def parse_arguments(export):
     parser = argparse.ArgumentParser(description="Trains on MNIST-type images.")
     parser.add_argument("--strategy", choices=["mirrored", "ring", "async", "sync", "bounded"], default="ring")
     parser.add_argument("--epochs", type=int, help="default: 6, or 25 for the small sets")
-    parser.add_argument("--batch-size", type=int, default=128, help="rows of a step (async, bounded: of one worker)")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows of all workers together (%(default)s)")
     parser.add_argument("--export", default=export, help="folder of the SavedModel (default: %(default)s)")
     return parser.parse_args()
 
@@ -60,13 +60,15 @@ def main():
     keras.utils.set_random_seed(1)
 
     strategy = tfdist.strategy(args.strategy)  # the one line that chooses the distributed algorithm
+    # Asynchronous strategies, where one replica makes an update, make one of each worker's share.
+    batch_size = args.batch_size // tfdist.world_size() if strategy.num_replicas_in_sync == 1 else args.batch_size
     with strategy.scope():
         model = make_model()
-        schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // args.batch_size))
+        schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // batch_size))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
     watch = Stopwatch()
-    model.fit(x, y, batch_size=args.batch_size, epochs=epochs, validation_data=test, callbacks=[watch], verbose=2)
+    model.fit(x, y, batch_size=batch_size, epochs=epochs, validation_data=test, callbacks=[watch], verbose=2)
 
     _, accuracy = model.evaluate(*test, batch_size=500, verbose=0)
     model.export(args.export)  # every rank calls it, the chief writes
