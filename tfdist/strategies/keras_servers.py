@@ -20,8 +20,8 @@ class Logs(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         from tfdist.strategies import keras_trainer
 
-        for name, value in keras_trainer.current_call().epoch_logs.items():
-            logs.setdefault(name, value)
+        if all(name.startswith("val_") for name in logs):
+            logs.update(keras_trainer.current_call().epoch_logs)
 
 
 class Training(keras.callbacks.Callback):

@@ -174,7 +174,7 @@ def _fit_callbacks(strategy, callbacks, initial_epoch):
             callbacks.append(callback)
         return callbacks
     callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)
-    first = [] if strategy.is_in_step else [keras_servers.Logs()]
+    first = [] if strategy.is_in_step or strategy.world_size == 1 else [keras_servers.Logs()]
     return [*first, *keras_saving.callbacks_of(strategy, callbacks), *last]
 
 
