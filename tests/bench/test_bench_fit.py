@@ -5,6 +5,7 @@ import pytest
 
 from tests.launch.launching import ROOT, tfdist
 from tfdist.bench import budget, fit, peers, variants
+from tfdist.bench.crew import CrewFailedError
 
 KEYS = {"variant", "workers", "model", "batch", "samples_per_second", "step_ms", "compute_ms", "exposed_ms"}
 
@@ -82,7 +83,7 @@ def test_a_variant_that_fails_is_left_out(capsys):
     good, bad, *_ = variants.table(2)
     crews = {
         good: SilentCrew([[{"seconds": [1.0, 1.0]}, {"seconds": [2.0, 0.5]}]] * 3),
-        bad: SilentCrew([[{"seconds": [1.0]}], fit.CrewFailedError("plain Keras: gone")]),
+        bad: SilentCrew([[{"seconds": [1.0]}], CrewFailedError("plain Keras: gone")]),
     }
     failures = []
     assert fit._measure(crews, chosen, failures, time.monotonic() + 1e6) == {good: [2.0, 1.0] * 2}

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import json
 import statistics
-import sys
 import time
 
 from tfdist.bench import budget, machine, options, peers, table, variants
-from tfdist.bench.crew import CrewFailedError
+from tfdist.bench.progress import noted, tell
 from tfdist.launch.parser import Parser, count, seconds
 
 _STEPS = {"small": 150, "big": 30}  # of an epoch, at most; an epoch's own overhead is spread over them
@@ -60,7 +59,7 @@ def main(arguments):
     if chosen.peers:
         lacking = variants.missing(setting.peer_python, peers.look(setting.peer_python)["versions"])
         if lacking:
-            _tell(lacking)
+            tell(lacking)
         else:
             rows += variants.of_tensorflow(chosen.workers, chosen.strategy)
     return run(chosen, setting, rows)
@@ -73,8 +72,8 @@ def run(chosen, setting, rows):
     with contextlib.ExitStack() as stack:
         crews = {}
         for number, variant in enumerate(rows, 1):
-            _tell(f"{variant.name} starts, {number} of {len(rows)}")
-            with _noted(failures):
+            tell(f"{variant.name} starts, {number} of {len(rows)}")
+            with noted(failures):
                 crews[variant] = stack.enter_context(variant.crew(setting, chosen.model))
         found = _results(_measure(crews, chosen, failures, deadline), chosen)
         if not chosen.json:
@@ -90,10 +89,10 @@ def _measure(crews, chosen, failures, deadline):
     steps = {variant: _most_steps(variant, chosen) for variant in crews}
     times, probed = {}, {}
     for variant in list(crews):  # the first call builds the graphs
-        with _noted(failures, crews, variant):
+        with noted(failures, crews, variant):
             probe = _train(crews[variant], variant, chosen.batch, min(_PROBE_STEPS[chosen.model], steps[variant]), 1)
             times[variant], probed[variant] = [], statistics.median(probe)
-            _tell(f"{variant.name} is ready: {probed[variant] * 1e3:.1f} ms a step")
+            tell(f"{variant.name} is ready: {probed[variant] * 1e3:.1f} ms a step")
     plan = budget.divide(
         deadline - time.monotonic(), probed, rounds=chosen.rounds, steps=steps, epochs=chosen.epochs + 1,
         fixed_steps=chosen.steps is not None,
@@ -102,17 +101,17 @@ def _measure(crews, chosen, failures, deadline):
     for index in range(plan.rounds):
         begin = time.monotonic()
         if index and begin + (begin - last_begin) / 2 > deadline:  # half of a round too late at most
-            _tell(f"ends after round {index} of {plan.rounds}: --budget {chosen.budget:g} is spent")
+            tell(f"ends after round {index} of {plan.rounds}: --budget {chosen.budget:g} is spent")
             break
         last_begin = begin
         order = list(times)
         shift = index % max(1, len(order))
         for variant in [*order[shift:], *order[:shift]]:
             if variant in crews:
-                with _noted(failures, crews, variant):
+                with noted(failures, crews, variant):
                     times[variant] += _train(crews[variant], variant, chosen.batch, plan.steps[variant], chosen.epochs)
                     step = statistics.median(times[variant]) * 1e3
-                    _tell(f"round {index + 1} of {plan.rounds}, {variant.name}: {step:.1f} ms a step")
+                    tell(f"round {index + 1} of {plan.rounds}, {variant.name}: {step:.1f} ms a step")
     return {variant: values for variant, values in times.items() if variant in crews}
 
 
@@ -167,24 +166,6 @@ def as_dict(row):
         "compute_ms": row.compute_seconds * 1e3,
         "exposed_ms": row.exposed_seconds * 1e3,
     }
-
-
-@contextlib.contextmanager
-def _noted(failures, crews=None, variant=None):
-    """Turns the failure of a crew into a line on stderr, and drops it from `crews`."""
-    try:
-        yield
-    except CrewFailedError as error:
-        failures.append(error)
-        if crews is not None:
-            crews.pop(variant, None)
-        _tell(" ".join(str(error).split()))
-
-
-def _tell(line):
-    """Says on stderr what is going on; stdout is for the result."""
-    sys.stderr.write(f"tfdist bench: {line}\n")
-    sys.stderr.flush()
 
 
 def _parser():

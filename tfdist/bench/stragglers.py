@@ -4,10 +4,9 @@ import contextlib
 import dataclasses
 import json
 import statistics
-import sys
 
 from tfdist.bench import machine, options, peers, table, variants
-from tfdist.bench.crew import CrewFailedError
+from tfdist.bench.progress import noted, tell
 from tfdist.launch.parser import Parser, count, seconds
 
 _PROGRAM = peers.PROGRAMS / "fit_stragglers.py"
@@ -118,8 +117,8 @@ def run(chosen):
     with contextlib.ExitStack() as stack:
         crews = {}
         for number, name in enumerate(names, 1):
-            _tell(f"{name} starts, {number} of {len(names)}")
-            with _noted(failures):
+            tell(f"{name} starts, {number} of {len(names)}")
+            with noted(failures):
                 crews[name] = stack.enter_context(VARIANTS[name].crew(peers.Setting(world_size=chosen.workers), name))
         turns = _measure(crews, chosen, failures)
     if not chosen.json:
@@ -133,18 +132,18 @@ def _measure(crews, chosen, failures):
     """Returns a dict of (scenario, variant) to its `Turn`s, one a round; a variant that fails is left out."""
     turns = {}
     for name in list(crews):
-        with _noted(failures, crews, name):
+        with noted(failures, crews, name):
             _train(crews[name], name, Scenario(1.0), [_WARM_UP_BATCHES] * chosen.workers, chosen)
     for index in range(chosen.rounds):
         for scenario in chosen.scenarios:
             order = list(crews)
             shift = index % max(1, len(order))
             for name in [*order[shift:], *order[:shift]]:
-                with _noted(failures, crews, name):
+                with noted(failures, crews, name):
                     batches = plan(VARIANTS[name], SCENARIOS[scenario], chosen)
                     turn = _train(crews[name], name, SCENARIOS[scenario], batches, chosen)
                     turns.setdefault((scenario, name), []).append(turn)
-                    _tell(f"round {index + 1} of {chosen.rounds}, {scenario}, {name}: {turn.speed:.0f} examples/s")
+                    tell(f"round {index + 1} of {chosen.rounds}, {scenario}, {name}: {turn.speed:.0f} examples/s")
     return {key: found for key, found in turns.items() if key[1] in crews}
 
 
@@ -232,23 +231,6 @@ def _title(chosen):
         f"last takes {SCENARIOS['permanent'].factor:g}x; transient: {SCENARIOS['transient'].share:.0%} of steps take "
         f"{SCENARIOS['transient'].factor:g}x: {machine.describe()}"
     )
-
-
-@contextlib.contextmanager
-def _noted(failures, crews=None, name=None):
-    """Turns the failure of a crew into a line on stderr, and drops it from `crews`."""
-    try:
-        yield
-    except CrewFailedError as error:
-        failures.append(error)
-        if crews is not None:
-            crews.pop(name, None)
-        _tell(" ".join(str(error).split()))
-
-
-def _tell(line):
-    sys.stderr.write(f"tfdist bench: {line}\n")
-    sys.stderr.flush()
 
 
 def _parser():

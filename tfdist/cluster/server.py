@@ -6,6 +6,10 @@ import os
 from tfdist.cluster import variables
 from tfdist.errors import ConfigurationError
 
+# Keys of the rendezvous store, each followed by a server's index: where it listens, and what it has counted when it ends.
+ADDRESS_KEY = "parameter_server/"
+SUMMARY_KEY = "parameter_server/summary/"
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerPlace:

@@ -4,6 +4,7 @@ import time
 
 from tfdist.cluster import variables
 from tfdist.cluster.address import parse_address
+from tfdist.cluster.server import SUMMARY_KEY
 from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.errors import TfdistError
 from tfdist.launch import report, summary
@@ -43,7 +44,7 @@ class JobStore:
 
     def summaries(self):
         """Returns what the servers have counted, a list of dicts; see summary.py."""
-        return summary.parse(self._items(summary.KEY).values())
+        return summary.parse(self._items(SUMMARY_KEY).values())
 
     def tell_ended(self):
         """Tells node 0 that the workers of this node have ended: it keeps the servers until then."""

@@ -15,7 +15,6 @@ import collections
 import dataclasses
 import json
 
-KEY = "parameter_server/summary/"
 _COLUMNS = ("worker", "pushes", "updates/s", "mean staleness", "max", "waited s", "MB sent", "received", "dropped")
 
 

@@ -17,13 +17,11 @@ from absl import logging
 from tfdist.cluster import variables
 from tfdist.cluster.host import LOOPBACK
 from tfdist.cluster.secret import given_secret
-from tfdist.cluster.server import ServerPlace, resolve_server
+from tfdist.cluster.server import ADDRESS_KEY, SUMMARY_KEY, ServerPlace, resolve_server
 from tfdist.cluster.store import StoreClient
 from tfdist.errors import TfdistError
 from tfdist.parameter_server.server import ParameterServer
 
-ADDRESS_KEY = "parameter_server/"
-SUMMARY_KEY = "parameter_server/summary/"
 _DEFAULT_TIMEOUT_SECONDS = 600.0
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "dtype_of",
     "fetch",
     "options",
+    "parts_of",
     "path_of",
     "rule_or_reason",
     "scalars_of",

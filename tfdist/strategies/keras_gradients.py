@@ -70,13 +70,13 @@ def reduce_gradients(step, optimizer, gradients, variables):
         weight=step.weight() if op == "mean" and not step.has_equal_shares() else None,
         step=tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64),
         name="gradients",
-        names=[_name(variables[i]) for i in present],
+        names=[hosting.path_of(variables[i]) for i in present],
         keep_rows=not _is_linear(optimizer),
         wire_dtype=step.strategy.wire_dtype,
     )
     result = list(gradients)
     for i, tensor in zip(present, reduced):
-        result[i] = _scaled(tensor, factor)
+        result[i] = state.scaled(tensor, factor)
     return result
 
 
@@ -87,18 +87,6 @@ def _is_linear(optimizer):
     """
     clips = (optimizer.clipnorm, optimizer.clipvalue, optimizer.global_clipnorm)
     return type(optimizer) is keras.optimizers.SGD and all(bound is None for bound in clips)
-
-
-def _scaled(tensor, factor):
-    if factor == 1:
-        return tensor
-    if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(_scaled(tensor.values, factor), tensor.indices, tensor.dense_shape)
-    return tensor * tf.cast(factor, tensor.dtype)
-
-
-def _name(variable):
-    return getattr(variable, "path", None) or variable.name
 
 
 def _in_replica_context(original, *arguments):

@@ -182,10 +182,9 @@ class ServerOptimizer:
             )
         not_finite = NOT_FINITE["pass"] if hosting.scales_loss(self._optimizer) else self._strategy.not_finite
         fresh, updates = message.exchange(self._core.learning_rate, weight, is_sum, not_finite)
-        everything = {i: v for i, v in enumerate(self._values)}
         for position, value in fresh.items():
-            if position in everything:
-                everything[position].assign(value)
+            if position < len(self._values):
+                self._values[position].assign(value)
         if self._mirrored:
             for i, variable in enumerate(self._mirrored):
                 variable.assign(tf.cast(fresh[len(self._values)][i], variable.dtype))
@@ -202,13 +201,14 @@ class ServerOptimizer:
                 gradients = [state.mask(step.has_rows(), gradient) for gradient in gradients]
             if not is_sum and not step.has_equal_shares():
                 weight = step.weight()
-            gradients = [_times(gradient, factor) for gradient in gradients]
+            gradients = [state.scaled(gradient, factor) for gradient in gradients]
         elif self._strategy.mode == "sync" and step is not None:
             weight = step.weight()
         scale = optimizer.dynamic_scale if hosting.scales_loss(optimizer) else self._core.loss_scale_factor
         if scale is not None:
             gradients = [
-                _times(gradient, 1 / tf.cast(tf.convert_to_tensor(scale), gradient.dtype)) for gradient in gradients
+                state.scaled(gradient, 1 / tf.cast(tf.convert_to_tensor(scale), gradient.dtype))
+                for gradient in gradients
             ]
         return (self._core._clip_gradients(gradients) if self._clips else gradients), weight, is_sum
 
@@ -240,14 +240,6 @@ def _fitting(gradient, variable):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     gradient = tf.cast(gradient, variable.dtype)
     return gradient if gradient.shape == variable.shape else tf.ensure_shape(gradient, variable.shape)
-
-
-def _times(tensor, factor):
-    if isinstance(factor, int) and factor == 1:
-        return tensor
-    if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(_times(tensor.values, factor), tensor.indices, tensor.dense_shape)
-    return tensor * tf.cast(factor, tensor.dtype)
 
 
 def _value(variable):

@@ -7,12 +7,12 @@ import secrets as random_secrets
 from tfdist import cluster, errors
 from tfdist.cluster import variables
 from tfdist.cluster.secret import given_secret
+from tfdist.cluster.server import ADDRESS_KEY
 from tfdist.cluster.store import StoreClient
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS
 from tfdist.parameter_server import spawn
 from tfdist.parameter_server.client import Client
 
-_ADDRESS_KEY = "parameter_server/"
 _FIND_SECONDS = 60.0
 
 
@@ -73,7 +73,7 @@ def _as_text(secret):
 def _find(place, num_servers):
     try:
         with StoreClient(place.store_address, place.secret) as store:
-            keys = [f"{_ADDRESS_KEY}{index}" for index in range(num_servers)]
+            keys = [f"{ADDRESS_KEY}{index}" for index in range(num_servers)]
             return [store.get(key, timeout=_FIND_SECONDS).decode() for key in keys]
     except TimeoutError as error:
         raise errors.RendezvousError(

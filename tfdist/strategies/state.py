@@ -153,5 +153,14 @@ def mask(has_rows, tensor):
     return tf.where(has_rows, tensor, tf.zeros_like(tensor))
 
 
+def scaled(tensor, factor):
+    """Returns `tensor`, dense or `tf.IndexedSlices`, times a scalar."""
+    if isinstance(factor, int) and factor == 1:
+        return tensor
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(scaled(tensor.values, factor), tensor.indices, tensor.dense_shape)
+    return tensor * tf.cast(factor, tensor.dtype)
+
+
 def _wide(tensor):
     return tf.cast(tensor, tf.float32) if tensor.dtype in _NARROW else tensor

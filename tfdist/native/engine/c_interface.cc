@@ -1,32 +1,22 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
-#include <map>
-#include <mutex>
 
 #include "common/measure.h"
 #include "common/reduce.h"
+#include "common/registry.h"
 #include "engine/engine.h"
 
 struct tfdist_group {
   explicit tfdist_group(const tfdist_group_options& options) : engine(options) {}
   tfdist::Engine engine;
   int64_t id = 0;
-  int references = 1;  // guarded by the registry's mutex
+  int references = 1;  // guarded by the registry
 };
 
 namespace {
 
-struct Registry {
-  std::mutex mutex;
-  std::map<int64_t, tfdist_group*> groups;
-  int64_t next_id = 1;
-};
-
-Registry& registry() {
-  static Registry* instance = new Registry;  // threads may still ask while the process ends
-  return *instance;
-}
+tfdist::Registry<tfdist_group>& registry() { return tfdist::Registry<tfdist_group>::instance(); }
 
 }  // namespace
 
@@ -37,11 +27,7 @@ tfdist_group* tfdist_group_create(const tfdist_group_options* options) {
                         options->sockets_per_peer >= 1 && options->timeout_seconds > 0;
   if (!is_sound) return nullptr;
   try {
-    auto* group = new tfdist_group(*options);
-    std::lock_guard<std::mutex> lock(registry().mutex);
-    group->id = registry().next_id++;
-    registry().groups[group->id] = group;
-    return group;
+    return registry().add(new tfdist_group(*options));
   } catch (const std::exception&) {
     return nullptr;
   }
@@ -53,24 +39,11 @@ int32_t tfdist_segment_create(int32_t rank, int32_t world_size, const unsigned c
 
 void tfdist_group_set_timeout(tfdist_group* group, double seconds) { group->engine.set_timeout(seconds); }
 
-void tfdist_group_release(tfdist_group* group) {
-  {
-    std::lock_guard<std::mutex> lock(registry().mutex);
-    if (--group->references > 0) return;
-    registry().groups.erase(group->id);
-  }
-  delete group;
-}
+void tfdist_group_release(tfdist_group* group) { registry().release(group); }
 
 int64_t tfdist_group_id(tfdist_group* group) { return group->id; }
 
-tfdist_group* tfdist_group_find(int64_t id) {
-  std::lock_guard<std::mutex> lock(registry().mutex);
-  auto found = registry().groups.find(id);
-  if (found == registry().groups.end()) return nullptr;
-  ++found->second->references;
-  return found->second;
-}
+tfdist_group* tfdist_group_find(int64_t id) { return registry().find(id); }
 
 int64_t tfdist_group_copied_bytes(tfdist_group* group) { return group->engine.copied_bytes(); }
 

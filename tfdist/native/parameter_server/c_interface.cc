@@ -2,9 +2,10 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
-#include <map>
+#include <memory>
 #include <mutex>
 
+#include "common/registry.h"
 #include "parameter_server/client.h"
 #include "parameter_server/server.h"
 
@@ -18,21 +19,12 @@ struct tfdist_client {
       : client(rank, num_servers, addresses, sockets, timeout_seconds) {}
   tfdist::Client client;
   int64_t id = 0;
-  int references = 1;  // guarded by the registry's mutex
+  int references = 1;  // guarded by the registry
 };
 
 namespace {
 
-struct Registry {
-  std::mutex mutex;
-  std::map<int64_t, tfdist_client*> clients;
-  int64_t next_id = 1;
-};
-
-Registry& registry() {
-  static Registry* instance = new Registry;  // threads may still ask while the process ends
-  return *instance;
-}
+tfdist::Registry<tfdist_client>& registry() { return tfdist::Registry<tfdist_client>::instance(); }
 
 // Nothing may be thrown into C or Python.
 template <typename Call>
@@ -124,11 +116,7 @@ void tfdist_server_record(tfdist_server* server, int32_t store, int32_t worker, 
 tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const char* const* addresses,
                                     const int32_t* sockets, double timeout_seconds) {
   try {
-    auto* client = new tfdist_client(rank, num_servers, addresses, sockets, timeout_seconds);
-    std::lock_guard<std::mutex> lock(registry().mutex);
-    client->id = registry().next_id++;
-    registry().clients[client->id] = client;
-    return client;
+    return registry().add(new tfdist_client(rank, num_servers, addresses, sockets, timeout_seconds));
   } catch (const std::exception&) {
     return nullptr;
   }
@@ -136,22 +124,9 @@ tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const cha
 
 int64_t tfdist_client_id(tfdist_client* client) { return client->id; }
 
-tfdist_client* tfdist_client_find(int64_t id) {
-  std::lock_guard<std::mutex> lock(registry().mutex);
-  auto found = registry().clients.find(id);
-  if (found == registry().clients.end()) return nullptr;
-  ++found->second->references;
-  return found->second;
-}
+tfdist_client* tfdist_client_find(int64_t id) { return registry().find(id); }
 
-void tfdist_client_release(tfdist_client* client) {
-  {
-    std::lock_guard<std::mutex> lock(registry().mutex);
-    if (--client->references > 0) return;
-    registry().clients.erase(client->id);
-  }
-  delete client;
-}
+void tfdist_client_release(tfdist_client* client) { registry().release(client); }
 
 void tfdist_client_close(tfdist_client* client) { client->client.close(); }
 

@@ -22,7 +22,6 @@ struct GroupReleaser {
 };
 using Group = std::unique_ptr<tfdist_group, GroupReleaser>;
 
-// The text is parsed by tfdist/comm/failures.py.
 void fail_with_group(TF_OpKernelContext* context, tfdist_group* group, int code) {
   int32_t peer = -1;
   std::vector<char> text(1 << 17);
@@ -33,14 +32,7 @@ void fail_with_group(TF_OpKernelContext* context, tfdist_group* group, int code)
   } else {
     code = first;
   }
-  const std::string details = " peer=" + std::to_string(peer) + "] " + message;
-  switch (code) {
-    case TFDIST_TIMEOUT: return fail(context, TF_DEADLINE_EXCEEDED, "[tfdist CollectiveTimeoutError" + details);
-    case TFDIST_LOST: return fail(context, TF_UNAVAILABLE, "[tfdist WorkerLostError" + details);
-    case TFDIST_MISMATCH: return fail(context, TF_INVALID_ARGUMENT, "[tfdist MismatchError" + details);
-    case TFDIST_CLOSED: return fail(context, TF_ABORTED, "[tfdist TransportError" + details);
-    default: return fail(context, TF_ABORTED, "[tfdist ConfigurationError" + details);
-  }
+  fail(context, code, peer, message);
 }
 
 // Tensors that operations work in, from their start to their wait; what a failure leaves behind stays, because the

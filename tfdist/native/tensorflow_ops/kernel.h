@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tensorflow_ops/c_api.h"
+#include "tfdist.h"
 
 namespace tfdist {
 
@@ -53,6 +54,23 @@ inline void fail(TF_OpKernelContext* context, TF_Code code, const std::string& t
   Status status = new_status();
   TF_SetStatus(status.get(), code, text.c_str());
   TF_OpKernelContext_Failure(context, status.get());
+}
+
+// Fails with a tfdist_code; the text is parsed by tfdist/comm/failures.py.
+inline void fail(TF_OpKernelContext* context, int code, int peer, const std::string& text) {
+  const auto as = [&](TF_Code kind, const char* name) {
+    fail(context, kind, std::string("[tfdist ") + name + " peer=" + std::to_string(peer) + "] " + text);
+  };
+  switch (code) {
+    case TFDIST_TIMEOUT: return as(TF_DEADLINE_EXCEEDED, "CollectiveTimeoutError");
+    case TFDIST_LOST: return as(TF_UNAVAILABLE, "WorkerLostError");
+    case TFDIST_SERVER_LOST: return as(TF_UNAVAILABLE, "ServerLostError");
+    case TFDIST_MISMATCH: return as(TF_INVALID_ARGUMENT, "MismatchError");
+    case TFDIST_STALE: return as(TF_INVALID_ARGUMENT, "StaleUpdateError");
+    case TFDIST_NOT_FINITE: return as(TF_INVALID_ARGUMENT, "NonFiniteGradientError");
+    case TFDIST_CLOSED: return as(TF_ABORTED, "TransportError");
+    default: return as(TF_ABORTED, "ConfigurationError");
+  }
 }
 
 class Attributes {

@@ -24,21 +24,6 @@ Client find_client(TF_OpKernelContext* context, int64_t id) {
   return client;
 }
 
-// The text is parsed by tfdist/comm/failures.py.
-void fail_with(TF_OpKernelContext* context, int code, const tfdist_exchange_result& result) {
-  const std::string text = std::string(" peer=-1] ") + result.text;
-  switch (code) {
-    case TFDIST_TIMEOUT: return fail(context, TF_DEADLINE_EXCEEDED, "[tfdist CollectiveTimeoutError" + text);
-    case TFDIST_LOST: return fail(context, TF_UNAVAILABLE, "[tfdist WorkerLostError" + text);
-    case TFDIST_SERVER_LOST: return fail(context, TF_UNAVAILABLE, "[tfdist ServerLostError" + text);
-    case TFDIST_MISMATCH: return fail(context, TF_INVALID_ARGUMENT, "[tfdist MismatchError" + text);
-    case TFDIST_STALE: return fail(context, TF_INVALID_ARGUMENT, "[tfdist StaleUpdateError" + text);
-    case TFDIST_NOT_FINITE: return fail(context, TF_INVALID_ARGUMENT, "[tfdist NonFiniteGradientError" + text);
-    case TFDIST_CLOSED: return fail(context, TF_ABORTED, "[tfdist TransportError" + text);
-    default: return fail(context, TF_ABORTED, "[tfdist ConfigurationError" + text);
-  }
-}
-
 // TfdistExchange(dense..., current..., row_indices..., row_values..., whole..., learning_rate, weight)
 //   -> fresh..., fresh_whole..., updates
 class Exchange {
@@ -102,7 +87,7 @@ class Exchange {
     call.weight = scalar<double>(context, first_whole + num_whole + 1);
     tfdist_exchange_result result;
     const int code = tfdist_client_exchange(client.get(), static_cast<int32_t>(store_), &call, &result);
-    if (code != TFDIST_OK) return fail_with(context, code, result);
+    if (code != TFDIST_OK) return fail(context, code, -1, result.text);
     Status status = new_status();
     Tensor updates(TF_AllocateOutput(context, num_dense + num_whole, TF_INT64, nullptr, 0, sizeof(int64_t), status.get()));
     if (!updates) return TF_OpKernelContext_Failure(context, status.get());
@@ -143,7 +128,7 @@ class PullRows {
     const int code = tfdist_client_pull_rows(client.get(), static_cast<int32_t>(store_), static_cast<int32_t>(tensor_),
                                              static_cast<const int64_t*>(TF_TensorData(indices.get())), dims[0],
                                              TF_TensorData(rows.get()), &result);
-    if (code != TFDIST_OK) fail_with(context, code, result);
+    if (code != TFDIST_OK) fail(context, code, -1, result.text);
   }
 
  private:
