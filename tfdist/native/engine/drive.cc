@@ -319,12 +319,16 @@ bool Engine::settle_once(Operation* operation) {
 // Leaves in good order: what was queued is sent, then the peers are told, then their ends are awaited briefly so that
 // nothing of ours is cut off.
 void Engine::say_goodbye() {
+  if (is_abandoned_) {
+    failed_ = true;
+    return;
+  }
   std::string reason;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     reason = closing_reason_;
   }
-  if (!failed_ && !reason.empty()) fail(TFDIST_LOST, rank_, reason);
+  if (!failed_ && !reason.empty()) fail(TFDIST_RAISED, rank_, reason);
   if (!failed_) {
     for (auto& peer : peers_) {
       if (peer) send_control(peer.get(), FrameType::kGoodbye, 0, "");

@@ -38,6 +38,12 @@ class Engine {
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   Failure failure();
   int64_t copied_bytes() const { return copied_bytes_; }
+  // For a group whose members change, see elastic/.
+  int await_failure(double timeout_seconds);
+  int num_chunks(int plan);
+  void divide(int64_t ticket, double divisor);
+  void abandon();
+  void drop(int peer);
 
  private:
   // engine.cc: called by users' threads.
@@ -113,6 +119,8 @@ class Engine {
   std::string name(int peer) const;
 
   const int rank_, world_size_;
+  std::vector<int> slots_;   // by which users know the ranks
+  const bool zeroes_;        // chunks that no rank fills are read
   const uint32_t generation_;
   bool is_eager_;            // the engine's thread moves data while nobody waits
   const bool is_crowded_;    // more ranks than cores: a spinning rank would keep a peer from running
@@ -137,6 +145,7 @@ class Engine {
   std::atomic<int64_t> copied_bytes_{0};
   std::atomic<int> failed_code_{TFDIST_OK};
   std::atomic<bool> closing_{false};
+  std::atomic<bool> is_abandoned_{false};  // leaves without a word
   std::atomic<bool> driven_{false};     // somebody drives
   std::atomic<bool> blocked_{false};    // a driving waiter is about to sleep in poll()
   std::atomic<bool> is_cold_{true};     // the engine's thread sleeps without a limit
