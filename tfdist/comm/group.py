@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from tfdist.cluster import variables
 from tfdist.collectives import Topology
 from tfdist.comm import library
 from tfdist.comm.failures import raise_failure
@@ -423,6 +424,7 @@ class Group:
 
 
 def _create(rank, world_size, sockets, segments, generation, timeout):
+    heartbeat = variables.heartbeat_seconds(os.environ)
     lists = [peer for peer in sockets if peer is not None]
     descriptors = [[-1] * len(lists[0]) if peer is None else [sock.detach() for sock in peer] for peer in sockets]
     shared = [-1] * world_size if segments is None else segments
@@ -436,6 +438,7 @@ def _create(rank, world_size, sockets, segments, generation, timeout):
         timeout_seconds=timeout,
         is_eager=num_cores() > 1,
         is_crowded=sum(descriptor >= 0 for descriptor in shared) > os.cpu_count(),
+        heartbeat_seconds=heartbeat,
     )
     native = library.core().tfdist_group_create(ctypes.byref(options))
     if native is None:

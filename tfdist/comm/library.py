@@ -56,6 +56,7 @@ class GroupOptions(ctypes.Structure):
         ("timeout_seconds", ctypes.c_double),
         ("is_eager", ctypes.c_int32),
         ("is_crowded", ctypes.c_int32),
+        ("heartbeat_seconds", ctypes.c_double),
     ]
 
 

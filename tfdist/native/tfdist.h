@@ -60,6 +60,7 @@ typedef struct {
   double timeout_seconds;
   int32_t is_eager;            /* data moves while nobody waits, which needs a core beside those that compute */
   int32_t is_crowded;          /* more ranks than cores: whoever waits lets the others run */
+  double heartbeat_seconds;    /* a peer that has been silent for so long, though asked, is lost; 0: silence proves nothing */
 } tfdist_group_options;
 
 typedef struct {
