@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 
+from tfdist.cluster import variables
 from tfdist.collectives import Topology
 from tfdist.comm import library
 from tfdist.comm.failures import raise_failure
@@ -493,6 +494,7 @@ class Slots:
 
 
 def _options(rank, world_size, sockets, segments, generation, timeout, slots):
+    heartbeat = variables.heartbeat_seconds(os.environ)
     lists = [peer for peer in sockets if peer is not None]
     per_peer = len(lists[0]) if lists else 1
     descriptors = [[-1] * per_peer if peer is None else [sock.detach() for sock in peer] for peer in sockets or [None]]
@@ -507,6 +509,7 @@ def _options(rank, world_size, sockets, segments, generation, timeout, slots):
         timeout_seconds=timeout,
         is_eager=num_cores() > 1,
         is_crowded=sum(descriptor >= 0 for descriptor in shared) > os.cpu_count(),
+        heartbeat_seconds=heartbeat,
     )
     if slots is not None:
         options.is_elastic = 1

@@ -61,6 +61,7 @@ class GroupOptions(ctypes.Structure):
         ("is_elastic", ctypes.c_int32),
         ("slots", ctypes.POINTER(ctypes.c_int32)),
         ("has_empty_slots", ctypes.c_int32),
+        ("heartbeat_seconds", ctypes.c_double),
     ]
 
 

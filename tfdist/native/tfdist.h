@@ -65,6 +65,7 @@ typedef struct {
   int32_t is_elastic;          /* members may be lost, and what they were at is done again without them (elastic/) */
   const int32_t* slots;        /* by which users know the ranks; NULL: themselves */
   int32_t has_empty_slots;     /* some slots have no rank: their chunks read as zeros */
+  double heartbeat_seconds;    /* a peer that has been silent for so long, though asked, is lost; 0: silence proves nothing */
 } tfdist_group_options;
 
 typedef struct {

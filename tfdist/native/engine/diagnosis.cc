@@ -86,12 +86,16 @@ void Engine::fail(int code, int peer, const std::string& text, int reporter) {
 
 void Engine::control_arrived(Peer* peer, const FrameHeader& header, const std::string& text) {
   switch (header.type) {
+    case FrameType::kPing: return send_control(peer, FrameType::kPong, 0, "");
     case FrameType::kQuery: return report_status(peer, header.tag);
     case FrameType::kStatus: return status_arrived(peer, header, text);
     case FrameType::kDescribe: return describe_arrived(peer, header.tag, text);
     case FrameType::kAbort: {
       const int about = static_cast<int>(static_cast<int64_t>(header.offset));
       peer->goodbye = true;  // it is about to close; the reason it gave counts, not the closing
+      if (header.message == TFDIST_LOST && about >= 0 && about < world_size_ && peers_[about]) {
+        peers_[about]->silent = about != peer->rank;
+      }
       return fail(static_cast<int>(header.message), about, text, peer->rank);
     }
     case FrameType::kGoodbye:
@@ -181,6 +185,7 @@ void Engine::check_clocks() {
                     name(disputed_peer_) + " sent something else and does not say what");
   }
   query_stalled();
+  check_pulses();
 }
 
 void Engine::query_stalled() {

@@ -47,6 +47,7 @@ Engine::Engine(const tfdist_group_options& options)
       generation_(options.generation),
       is_eager_(options.is_eager != 0),
       is_crowded_(options.is_crowded != 0),
+      heartbeat_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.heartbeat_seconds))),
       timeout_seconds_(options.timeout_seconds) {
   for (int i = 0; i < world_size_; ++i) slots_.push_back(options.slots != nullptr ? options.slots[i] : i);
   const bool shares = options.segments != nullptr && options.segments[rank_] >= 0;
@@ -78,7 +79,7 @@ Engine::Engine(const tfdist_group_options& options)
   is_eager_ = is_eager_ || !stream_peers_.empty();  // a network moves bytes without a core of ours
   recent_.resize(kRecent);
   early_.reserve(kHeldPieces);
-  last_active_ = Clock::now();
+  last_active_ = last_look_ = Clock::now();
   thread_ = std::thread([this] { loop(); });
 }
 

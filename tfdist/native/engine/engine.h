@@ -46,6 +46,8 @@ class Engine {
   void drop(int peer);
 
  private:
+  static constexpr size_t kEarlyBytesAtMost = size_t{1} << 30;  // past this a peer that runs ahead is not read
+
   // engine.cc: called by users' threads.
   void wake();
   void call_thread();
@@ -114,6 +116,15 @@ class Engine {
   bool is_recent(uint64_t tag) const;
   bool stalled(const Operation& operation) const;
   double patience_seconds() const;
+  // heartbeat.cc: who has fallen silent.
+  bool has_heartbeat() const { return heartbeat_ > Clock::duration::zero(); }
+  Clock::duration look_interval() const { return heartbeat_ / 8; }
+  bool holds_too_much() const { return early_bytes_ > kEarlyBytesAtMost; }
+  void check_pulses();
+  void check_pulse(Peer* peer, Clock::time_point now, bool was_away);
+  bool has_moved(Peer* peer);
+  bool has_moved_after_all(Peer* peer);
+  void look_around(std::vector<pollfd>* descriptors);
   void fail(int code, int peer, const std::string& text, int reporter = -1);
   std::string headline(const Operation& operation) const;
   std::string name(int peer) const;
@@ -124,6 +135,7 @@ class Engine {
   const uint32_t generation_;
   bool is_eager_;            // the engine's thread moves data while nobody waits
   const bool is_crowded_;    // more ranks than cores: a spinning rank would keep a peer from running
+  const Clock::duration heartbeat_;  // 0: none
   std::atomic<double> timeout_seconds_;
   int wake_read_ = -1, wake_write_ = -1;
   Pool pool_;
@@ -174,6 +186,7 @@ class Engine {
   size_t next_recent_ = 0;
   std::vector<pollfd> waiter_descriptors_, thread_descriptors_;
   Clock::time_point last_active_;
+  Clock::time_point last_look_;              // at the peers' pulses
   uint64_t disputed_tag_ = 0;  // waiting for the other side's description
   int disputed_peer_ = -1;
   Clock::time_point disputed_until_;
