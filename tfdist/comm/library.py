@@ -73,6 +73,7 @@ _SIGNATURES = {
     "tfdist_group_release": (None, [ctypes.c_void_p]),
     "tfdist_group_set_timeout": (None, [ctypes.c_void_p, ctypes.c_double]),
     "tfdist_group_id": (ctypes.c_int64, [ctypes.c_void_p]),
+    "tfdist_group_find": (ctypes.c_void_p, [ctypes.c_int64]),
     "tfdist_group_copied_bytes": (ctypes.c_int64, [ctypes.c_void_p]),
     "tfdist_group_close": (None, [ctypes.c_void_p, ctypes.c_char_p]),
     "tfdist_group_load_plan": (ctypes.c_int32, [ctypes.c_void_p, _TABLE, ctypes.c_int32, ctypes.c_int32]),
