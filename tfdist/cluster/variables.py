@@ -4,6 +4,10 @@ Set by `tfdist run` for its workers, all or none:
     TFDIST_RANK, TFDIST_WORLD_SIZE               this worker, and how many there are
     TFDIST_LOCAL_RANK, TFDIST_LOCAL_WORLD_SIZE   the same, among the workers of this host
     TFDIST_STORE                                 "host:port" of the rendezvous store
+    TFDIST_INITIAL_WORKERS   how many the job starts with, ranks 0 to this - 1; the other ranks are free places
+    TFDIST_INCARNATION       0 in the first process that has this place, then 1, 2, ...; servers have it too
+    TFDIST_RECOVER           1: the job goes on without a worker that is lost; 0: it ends. Yours, 0, is --no-recover
+    TFDIST_MIN_WORKERS       fewer workers than these end the job; yours is the default of --min-workers
 and, where the job has parameter servers (--servers), or a strategy starts them:
     TFDIST_NUM_SERVERS   how many there are; for workers and servers
     TFDIST_SERVER        in a server, instead of TFDIST_RANK: which one it is, from 0
@@ -101,6 +105,31 @@ def timeout(environ):
             f"Received: TFDIST_TIMEOUT={text!r}. Correct it, or unset it."
         )
     return value
+
+
+def recover(environ, default=True):
+    """Reads TFDIST_RECOVER, a bool; `default` where it is not set."""
+    text = environ.get("TFDIST_RECOVER", "")
+    if text not in ("", "0", "1"):
+        raise ConfigurationError(
+            f"TFDIST_RECOVER is expected to be 0 or 1. Received: TFDIST_RECOVER={text!r}. Correct it, or unset it."
+        )
+    return text == "1" if text else default
+
+
+def min_workers(environ):
+    """Returns TFDIST_MIN_WORKERS, 1 where it is not set."""
+    return max(1, integer(environ, "TFDIST_MIN_WORKERS", 1))
+
+
+def incarnation(environ):
+    """Returns TFDIST_INCARNATION, 0 where it is not set."""
+    return integer(environ, "TFDIST_INCARNATION", 0)
+
+
+def initial_workers(environ, world_size):
+    """Returns TFDIST_INITIAL_WORKERS, `world_size` where it is not set."""
+    return integer(environ, "TFDIST_INITIAL_WORKERS", world_size)
 
 
 def transport(environ):
