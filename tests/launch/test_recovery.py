@@ -277,3 +277,23 @@ def test_a_stop_while_a_restart_is_due_ends_the_job(script):
         launcher.communicate(timeout=30)
         assert launcher.returncode == 130
         assert_gone(pids_in(launcher.first_lines))
+
+
+def test_injected_faults_happen_to_the_first_process_of_a_place(script):
+    path = script(
+        PLAY
+        + """
+from tfdist.testing import faults
+for step in range(3):
+    print(f"{rank} {incarnation} step {step}", flush=True)
+    faults.reach("step", step)
+meet("all", [0, 1])
+over()
+"""
+    )
+    run = tfdist("run", "-n", "2", "--inject", "kill:rank=1,step=1", path)
+    assert run.returncode == 0, run.stderr
+    steps = ["0 0 step 0", "0 0 step 1", "0 0 step 2", "1 0 step 0", "1 0 step 1"]
+    steps += ["1 1 step 0", "1 1 step 1", "1 1 step 2"]
+    assert [line.partition("] ")[2] for line in _lines(run, "step")] == steps
+    assert "[1] " in run.stderr and "tfdist.testing: kill:rank=1,step=1" in run.stderr

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from tfdist.launch.failure import Failure
 from tfdist.launch.resources import available_cores, divide_cores
 from tfdist.launch.restarts import Record
 from tfdist.launch.worker import Worker
@@ -26,6 +27,7 @@ class Slot:
       is_running: bool, whether the supervisor has not seen it end.
       restart_at: float, `time.monotonic()` when its next process starts, or None.
       is_given_up: bool, whether its process was lost for good.
+      loss: the `Failure` that was its last loss, or None.
       is_dismissed: bool, whether the job has ended without its process.
       record: what restarts.py remembers.
     """
@@ -38,6 +40,7 @@ class Slot:
     is_running: bool = False
     restart_at: float | None = None
     is_given_up: bool = False
+    loss: Failure | None = None
     is_dismissed: bool = False
     record: Record = dataclasses.field(default_factory=Record)
 
@@ -105,9 +108,13 @@ class Crew:
         self._warden.watch(slot.process.pid)
 
     def bury(self, slot):
-        """Ends what a process that has ended had started, and copies its last lines."""
-        self._warden.forget(slot.process.pid)
-        slot.process.finish()
+        """Ends what a lost process had started, and keeps its last lines."""
+        process = slot.process
+        self._warden.forget(process.pid)
+        process.finish()
+        slot.loss = Failure(
+            slot.rank, process.exit_code, process.ended, None, tuple(process.last_errors()), slot.is_server
+        )
 
     def note_end(self, process):
         """Returns the place of a process that has ended."""

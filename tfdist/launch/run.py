@@ -11,6 +11,8 @@ from tfdist.launch import local
 from tfdist.launch.job import Job
 from tfdist.launch.parser import Parser, count, seconds, split_command
 from tfdist.launch.restarts import RestartRules
+from tfdist.testing import FaultInjector
+from tfdist.testing.fault import from_environment
 
 WITH_SERVERS = ("async", "sync", "bounded")
 # Those of tfdist.strategies.registry, which takes seconds to import TensorFlow.
@@ -47,6 +49,8 @@ def parse(arguments, environ=os.environ):
     added = {}
     if chosen.timeout is not None:
         added["TFDIST_TIMEOUT"] = f"{chosen.timeout:g}"
+    if chosen.inject:
+        added.update(_faults(chosen.inject, max(chosen.num_workers * chosen.nodes, chosen.max_workers or 0)))
     strategy = chosen.strategy or environ.get("TFDIST_STRATEGY", "")
     if strategy:
         _check_strategy(strategy, chosen.num_workers * chosen.nodes, chosen.servers)
@@ -89,6 +93,7 @@ def _parser():
     parser.add_argument("--grace-seconds", type=seconds, default=10.0, metavar="S",
                         help="to end, after SIGTERM to this command (10)")  # fmt: skip
     parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a worker waits for the others")
+    parser.add_argument("--inject", metavar="FAULTS", help='for tests, such as "kill:rank=1,step=3"')
     parser.add_argument("--nodes", type=count(1), default=1, metavar="K", help="hosts that run this command (1)")
     parser.add_argument("--node-rank", type=count(0), default=0, metavar="I", help="this host's number, from 0 (0)")
     parser.add_argument("--address", metavar="HOST:PORT", help="of node 0; needed with --nodes")
@@ -113,6 +118,17 @@ def _restart_rules(chosen, environ):
     if chosen.no_recover or not variables.recover(environ):
         return None
     return RestartRules(chosen.max_restarts, floor, chosen.grace_seconds)
+
+
+def _faults(text, world_size):
+    injector = FaultInjector.parse(text)
+    for fault in injector.faults:
+        if fault.rank >= world_size:
+            raise ConfigurationError(
+                f"the rank of a fault is expected to be less than the number of workers. Received: --inject {fault}, "
+                f"{world_size} workers. Ranks count from 0."
+            )
+    return injector.environment()
 
 
 def _check_command(command):
@@ -159,6 +175,7 @@ def _check_variables(environ):
     """Refuses variables that every worker would stumble over."""
     variables.timeout(environ)
     variables.port(environ, 1)
+    from_environment(environ)
     if environ.get("TFDIST_RANK", ""):
         raise ConfigurationError(
             "TFDIST_RANK is expected not to be set where `tfdist run` starts. "

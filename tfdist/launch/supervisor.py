@@ -10,6 +10,7 @@ from tfdist.launch.events import BROKEN_PIPE, FORWARDED
 _FIRST_LOOK_SECONDS = 0.3  # the cause may be seen just after its first consequence
 _LAST_LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 3.0
+_RECENT_SECONDS = 60.0  # a loss that was survived longer ago does not explain a failure
 _SERVER_SECONDS = 10.0  # after a job that went well: servers write their statistics
 _POLL_SECONDS = 0.1
 
@@ -73,18 +74,23 @@ class Supervisor:
     def _fail(self, slot):
         refusal = self._recovery.refusal
         if refusal:
-            culprit = _failure_of(slot)
+            culprit = slot.loss
             self._stop(signal.SIGTERM, self._job.restarts.grace_seconds)
         else:
             self._look_around()
             culprit = failures.find_culprit(self._failures())
             self._stop(signal.SIGTERM, _GRACE_SECONDS)
-        for slot in self._crew.servers if culprit.is_server else self._crew.workers:
-            if slot.rank == culprit.rank and slot.process is not None:  # its last lines are complete only now
-                slot.process.finish()
-                culprit = dataclasses.replace(culprit, last_errors=tuple(slot.process.last_errors()))
+            culprit = self._with_last_lines(culprit)
         text = failures.describe(culprit, self._job.world_size, max(0.0, culprit.time - self._began), refusal)
         return failures.exit_code(culprit), text
+
+    def _with_last_lines(self, culprit):
+        """Returns the failure with the last lines of its process, which are complete only when it is finished."""
+        for slot in self._crew.servers if culprit.is_server else self._crew.workers:
+            if slot.rank == culprit.rank and slot.process is not None and culprit != slot.loss:
+                slot.process.finish()
+                return dataclasses.replace(culprit, last_errors=tuple(slot.process.last_errors()))
+        return culprit
 
     def _look_around(self):
         """Waits a little for the cause of what has been seen so far."""
@@ -100,15 +106,21 @@ class Supervisor:
     def _failures(self):
         """Returns what may be the cause: losses that the job has survived only where nothing else explains the rest."""
         reports = self._store.reports()
-        found, survived = [], []
-        for slot in (*self._crew.workers, *self._crew.servers):
+        slots = (*self._crew.workers, *self._crew.servers)
+        found = []
+        for slot in slots:
             told = None if slot.is_server else reports.pop(slot.rank, None)
-            failure = None if slot.process is None or slot.is_dismissed else _failure_of(slot, told)
-            if failure is not None:
-                (survived if slot.is_lost else found).append(failure)
+            if slot.process is not None and not slot.is_lost and not slot.is_dismissed:
+                found.append(_failure_of(slot, told))
         # What is left are workers of other hosts.
         found += [failures.Failure(rank, 1, told["time"], told) for rank, told in reports.items()]
-        return found if any(not failure.is_consequence for failure in found) else found + survived
+        found = [failure for failure in found if failure is not None]
+        if any(not failure.is_consequence for failure in found):
+            return found
+        begin = min((failure.time for failure in found), default=0.0) - _RECENT_SECONDS
+        blamed = {failure.lost_rank for failure in found}
+        losses = [slot.loss for slot in slots if slot.loss is not None and slot.loss.time >= begin]
+        return found + [loss for loss in losses if loss.is_server or loss.rank in blamed]
 
     def _stop(self, number, seconds):
         """Ends the workers, then the servers, which the workers may need for what they still do."""
@@ -135,15 +147,13 @@ def _are_running(slots):
     return any(slot.is_running for slot in slots)
 
 
-def _failure_of(slot, told=None):
-    """Returns the `Failure` of a place's last process, or None where it did not fail."""
+def _failure_of(slot, told):
+    """Returns the `Failure` of a place's process, or None where it has not failed; `told`: its report."""
     process = slot.process
     if told is not None and told["time"] < process.started:
         told = None  # of an earlier process
     if process.exit_code is None and told is None or process.exit_code == 0 and told is None and not slot.is_server:
         return None
-    code = process.exit_code
-    if not slot.is_server:
-        code = code or 1  # it has told why, and is about to end
+    code = process.exit_code if slot.is_server else process.exit_code or 1  # it has told why, and is about to end
     when = told["time"] if told else process.ended
     return failures.Failure(slot.rank, code, when, told, tuple(process.last_errors()), slot.is_server)
