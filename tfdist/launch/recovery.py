@@ -4,7 +4,8 @@ import signal
 import time
 
 from tfdist.launch import failure as failures
-from tfdist.launch.restarts import decide
+from tfdist.launch.nodes import EXCHANGE_SECONDS, Nodes
+from tfdist.launch.restarts import Record, decide
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
 _LOOK_SECONDS = 0.5
@@ -23,6 +24,7 @@ class Recovery:
     def __init__(self, job, store, crew, say):
         self._job, self._store, self._crew, self._say = job, store, crew, say
         self._rules = job.restarts
+        self._nodes = Nodes(job, store)
         self._addresses = {}  # server's slot -> its address in the store when it was started
         self.refusal = ""  # why the last loss was not forgiven
 
@@ -42,7 +44,13 @@ class Recovery:
         return self._replace(slot)
 
     def look(self):
-        """Starts what is due, and ends what the job has no use for any more. To be called after every event."""
+        """Starts what is due, and ends what the job has no use for any more. To be called after every event.
+
+        Returns:
+          Why the job cannot go on, because of what happened on other hosts, or "".
+        """
+        if self._rules is None:
+            return ""
         waiting = [slot for slot in (*self._crew.workers, *self._crew.servers) if slot.restart_at is not None]
         joiners = self._running_joiners()
         if (waiting or joiners) and self._store.is_over():
@@ -50,6 +58,9 @@ class Recovery:
         for slot in waiting:
             if slot.restart_at is not None and slot.restart_at <= time.monotonic():
                 self._start(slot)
+        if self._nodes.is_alone or not self._job.recovers:
+            return ""
+        return self._nodes.exchange(self._num_live()) or self._shortage()
 
     def next_look_seconds(self):
         """Returns how long the next look can wait for want of an event; None: for ever."""
@@ -57,7 +68,40 @@ class Recovery:
         waits = [slot.restart_at - time.monotonic() for slot in slots if slot.restart_at is not None]
         if self._running_joiners():
             waits.append(_LOOK_SECONDS)  # the end of the job may come from another host
+        if self._job.recovers and not self._nodes.is_alone:
+            waits.append(EXCHANGE_SECONDS)
         return max(0.0, min(waits)) if waits else None
+
+    def add_worker(self):
+        """Starts a worker in a free place, if there is one."""
+        slot = next((slot for slot in self._crew.workers if slot.is_free), None)
+        if slot is None:
+            self._say(f"no worker is added: all {self._job.local_world_size} places are taken, see --max-workers.")
+        elif self._store.is_over():
+            self._say("no worker is added: the job has ended.")
+        else:
+            slot.record = Record()
+            slot.incarnation = max(slot.incarnation, 0)  # it is none of those that the job started with
+            self._start(slot)
+            self._say(f"{_name(slot)} is added.")
+
+    def leave(self):
+        """Tells the others that the workers of this host, which have ended, are lost: the job goes on without it."""
+        if self._job.recovers and not self._nodes.is_alone:
+            for slot in self._crew.workers:
+                if slot.process is not None:
+                    self._store.tell_lost(slot.rank, slot.incarnation)
+            self._nodes.exchange(0)
+
+    def tell_failed(self):
+        """Tells the others that the job fails here."""
+        if self._job.recovers:
+            self._nodes.tell_failed()
+
+    def await_others(self):
+        """Gives the others a moment to hear of it."""
+        if self._job.recovers:
+            self._nodes.await_others()
 
     def epilogue(self):
         """Returns what to tell at the end of a job that went well, or None."""
@@ -104,13 +148,16 @@ class Recovery:
         self._say(f"{_name(slot)} {_manner(slot)} after {life:.1f} s; {what}.")
         return True
 
+    def _num_live(self):
+        return sum(slot.process is not None and not slot.is_given_up for slot in self._crew.workers)
+
     def _shortage(self):
         """Returns why the job cannot go on with the workers that are left, or ""."""
-        workers, floor = self._crew.workers, self._rules.min_workers
-        live = sum(slot.process is not None and not slot.is_given_up for slot in workers)
+        live, floor = self._num_live() + self._nodes.live_elsewhere(), self._rules.min_workers
         if live < floor:
             return f"{live} worker{'' if live == 1 else 's'} left, fewer than --min-workers {floor}: the job ends."
-        if self._job.num_nodes == 1 and not self._job.num_servers and not any(map(self._has_state, workers)):
+        keeps_state = not self._nodes.is_alone or self._job.num_servers or any(map(self._has_state, self._crew.workers))
+        if not keeps_state:
             return (
                 "No worker is left that has the state of the training: the job ends. Start it again from a checkpoint."
             )
