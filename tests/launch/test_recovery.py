@@ -66,6 +66,12 @@ time.sleep(60)
     assert last.startswith("rank 1 of 2 failed with exit code 1") and last.endswith("ValueError: of its own\n")
 
 
+def test_a_place_that_was_given_up_is_not_blamed_either(script):
+    path = script(PLAY + "if rank == 1:\n    die()\nlost(1)\ntime.sleep(0.3)\nraise ValueError('of its own')")
+    run = tfdist("run", "-n", "2", "--max-restarts", "0", path)
+    assert run.returncode == 1 and run.stderr.endswith("ValueError: of its own\n"), run.stderr
+
+
 def test_a_loss_is_blamed_for_those_who_could_not_go_on(script):
     path = script(
         PLAY
@@ -180,11 +186,17 @@ def test_the_end_of_the_job_ends_those_who_came_too_late(script):
     path = script(
         PLAY
         + """
-signal.signal(signal.SIGTERM, lambda *_: (print("asked to end", flush=True), os._exit(9)))
+def end(*_):
+    print("asked to end", flush=True)
+    with StoreClient(store.address, os.environ["TFDIST_SECRET"].encode()) as own:
+        own.set("ends", b"")
+    os._exit(9)
+signal.signal(signal.SIGTERM, end)
 if rank == 1:
     die() if incarnation == 0 else (store.set("waits", b""), time.sleep(60))
 store.get("waits")
 over()
+store.get("ends")
 """
     )
     run = tfdist("run", "-n", "2", path)

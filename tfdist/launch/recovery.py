@@ -32,10 +32,13 @@ class Recovery:
         """Returns whether the job goes on after the end of a process other than well; arranges for it if so."""
         if self._rules is None or slot.is_dismissed:
             return slot.is_dismissed
-        if not self._job.recovers and not slot.is_server or not self._was_lost(slot):
+        code = slot.process.exit_code
+        if not (slot.is_server or self._job.recovers) or code >= 0 and code != EXIT_AGAIN:
             return self._is_late_joiner(slot)
         if not slot.is_server:
-            self._store.tell_lost(slot.rank, slot.incarnation)
+            self._store.tell_lost(slot.rank, slot.incarnation)  # first: the others wait for it
+            if self._has_reported(slot):
+                return False
         self._crew.bury(slot)
         if not slot.is_server and self._store.is_over():
             slot.is_given_up = True
@@ -115,13 +118,10 @@ class Recovery:
             slot for slot in self._crew.workers if slot.incarnation > 0 and slot.is_running and not slot.is_dismissed
         ]
 
-    def _was_lost(self, slot):
-        """Returns whether a process ended through no fault of its script's."""
-        if slot.process.exit_code >= 0 and slot.process.exit_code != EXIT_AGAIN:
-            return False
-        # An interpreter may crash on its way out, after the script's exception.
-        told = None if slot.is_server else self._store.reports().get(slot.rank)
-        return told is None or told["time"] < slot.process.started
+    def _has_reported(self, slot):
+        """Returns whether the script failed by itself: an interpreter may crash on its way out, after an exception."""
+        told = self._store.reports().get(slot.rank)
+        return told is not None and told["time"] >= slot.process.started
 
     def _is_late_joiner(self, slot):
         """Returns whether it failed only because the job was over before it could take part."""
