@@ -18,6 +18,7 @@ Set by you where the default does not fit:
     TFDIST_ADDRESS       the address of this host at which the other workers reach this one
     TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
     TFDIST_TIMEOUT       seconds to wait for other workers in a collective, and at most 120 of them at the start
+    TFDIST_HEARTBEAT_SECONDS  how long a worker may be silent, though asked, before it counts as lost; default: 2; 0: for ever
     TFDIST_TRANSPORT     how workers of one host exchange data: auto, shm (shared memory, or an error) or tcp
     TFDIST_SOCKETS_PER_PEER  how many sockets, 1 to 16, two workers share; rank 0's holds; default: 1
     TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
@@ -34,6 +35,7 @@ from tfdist.errors import ConfigurationError
 
 TRANSPORTS = ("auto", "shm", "tcp")
 DEFAULT_PLAN = "default"
+DEFAULT_HEARTBEAT_SECONDS = 2.0
 
 
 def integer(environ, name, default=None):
@@ -131,6 +133,23 @@ def incarnation(environ):
 def initial_workers(environ, world_size):
     """Returns TFDIST_INITIAL_WORKERS, `world_size` where it is not set."""
     return integer(environ, "TFDIST_INITIAL_WORKERS", world_size)
+
+
+def heartbeat_seconds(environ):
+    """Returns TFDIST_HEARTBEAT_SECONDS, 2.0 where it is not set; 0 means that silence proves nothing."""
+    text = environ.get("TFDIST_HEARTBEAT_SECONDS", "")
+    if not text:
+        return DEFAULT_HEARTBEAT_SECONDS
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value != 0 and not 0.1 <= value <= 3600:
+        raise ConfigurationError(
+            "TFDIST_HEARTBEAT_SECONDS is expected to be a number of seconds from 0.1 to 3600, or 0. "
+            f"Received: TFDIST_HEARTBEAT_SECONDS={text!r}. Correct it, or unset it."
+        )
+    return value
 
 
 def transport(environ):

@@ -170,6 +170,10 @@ class StoreServer:
                 return _key_list(name for name in self._values if name.startswith(key))
             elif operation == "add":
                 return self._add(key, int(_number(header.get("amount"), -(2**62), 2**62)))
+            elif operation == "claim":
+                claimed = self._values.setdefault(key, value)
+                self._changed.notify_all()
+                return {}, claimed
             elif operation == "delete":
                 return {"found": self._values.pop(key, None) is not None}, b""
             elif operation == "rejected":
