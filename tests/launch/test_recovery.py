@@ -273,3 +273,34 @@ over()
     steps += ["1 1 step 0", "1 1 step 1", "1 1 step 2"]
     assert [line.partition("] ")[2] for line in lines_with(run, "step")] == steps
     assert "[1] " in run.stderr and "tfdist.testing: kill:rank=1,step=1" in run.stderr
+
+
+def test_restarts_leave_nothing_behind_in_the_launcher(script):
+    path = script(
+        PLAY
+        + """
+if rank == 1:
+    join()
+    store.set(f"life/{incarnation}", b"")
+    store.get("end") if incarnation == 6 else store.get(f"go/{incarnation}")
+    die() if incarnation < 6 else sys.exit()
+
+def held():
+    return {what: len(os.listdir(f"/proc/{os.getppid()}/{what}")) for what in ("fd", "task")}
+
+for life in range(7):
+    store.get(f"life/{life}")
+    deadline = time.monotonic() + 5
+    while life == 6 and held() != first and time.monotonic() < deadline:
+        time.sleep(0.02)  # the threads of the last one that was lost
+    if life in (0, 6):
+        first = first if life else held()
+        print("held", held() == first, first, held(), flush=True)
+    store.set(f"go/{life}", b"")
+over()
+store.set("end", b"")
+"""
+    )
+    run = tfdist("run", "-n", "2", "--max-restarts", "9", path)
+    assert run.returncode == 0, run.stderr
+    assert [line.split()[2] for line in lines_with(run, "held")] == ["True", "True"], run.stdout
