@@ -74,10 +74,11 @@ def test_losses_and_members(nodes):
     for store in (first, second):
         assert store.joined() == {} and not store.is_over()
     first.set("elastic/joined/3", b"3")
+    first.set("elastic/excluded/2", b"1")
     first.set("elastic/joined/x", b"3")
     first.set("elastic/joined/4", b"x")
     second.set("elastic/over", b"")
     first.set("parameter_server/10", b"a:2")
     for store in (first, second):
-        assert store.joined() == {3: 3} and store.is_over()
+        assert store.joined() == {3: 3} and store.excluded() == {2: 1} and store.is_over()
         assert store.server_address(1) is None and store.server_address(10) == b"a:2"

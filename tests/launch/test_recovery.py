@@ -182,6 +182,27 @@ time.sleep(60)
     assert_gone(pids_in(run.stdout.splitlines()))
 
 
+def test_a_worker_that_was_excluded_and_stands_still_is_ended_and_started_again(script):
+    path = script(
+        PLAY
+        + """
+if rank == 1 and incarnation == 0:
+    store.set("here", b"")
+    die(signal.SIGSTOP)
+if rank == 0:
+    store.get("here")
+    store.set("elastic/excluded/1", b"0")
+    print("told of", lost(1))
+meet("all", [0, 1])
+over()
+"""
+    )
+    run = tfdist("run", "-n", "2", path)
+    assert run.returncode == 0, run.stderr
+    assert lines_with(run, "told of") == ["[0] told of 0"] and "1 started 1" in run.stdout
+    assert_gone(pids_in(run.stdout.splitlines()))
+
+
 def test_the_end_of_the_job_ends_those_who_came_too_late(script):
     path = script(
         PLAY

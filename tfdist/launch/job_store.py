@@ -11,6 +11,7 @@ from tfdist.launch import nodes, report, summary
 
 _ENDED = "launch/ended/"  # + the node's rank, set when its workers have ended
 _DEAD = "elastic/dead/"  # + rank: the incarnation of the worker that was lost
+_EXCLUDED = "elastic/excluded/"  # + rank: the incarnation that the others go on without, set by one of them
 _JOINED = "elastic/joined/"  # + rank: the incarnation that has become a member, set by the worker
 _OVER = "elastic/over"  # set by a worker when the job has ended well
 _ASK_SECONDS = 0.3
@@ -52,8 +53,11 @@ class JobStore:
 
     def joined(self):
         """Returns {rank: incarnation} of the workers that have become members."""
-        told = self.items(_JOINED)
-        return {int(rank): int(value) for rank, value in told.items() if rank.isdecimal() and value.isdigit()}
+        return self._incarnations(_JOINED)
+
+    def excluded(self):
+        """Returns {rank: incarnation} of the workers that the others go on without."""
+        return self._incarnations(_EXCLUDED)
 
     def is_over(self):
         """Returns whether a worker has told that the job has ended well."""
@@ -103,6 +107,10 @@ class JobStore:
         else:
             items = self._ask(prefix)
         return {key[len(prefix) :]: value for key, value in items.items()}
+
+    def _incarnations(self, prefix):
+        told = self.items(prefix)
+        return {int(rank): int(value) for rank, value in told.items() if rank.isdecimal() and value.isdigit()}
 
     def _ask(self, prefix):
         try:

@@ -4,7 +4,7 @@ import time
 
 LIVE = "launch/live/"  # + the node's rank: "<workers that run or are to be started again> <a counter>"
 _FAILED = "launch/failed/"  # + the node's rank, set when its part of the job fails
-EXCHANGE_SECONDS = 1.0
+_EXCHANGE_SECONDS = 1.0
 _SILENT_SECONDS = 30.0
 _LAST_WORD_SECONDS = 3.0
 
@@ -33,8 +33,8 @@ class Nodes:
         if self.is_alone or live == self._live and time.monotonic() < self._next:
             return ""
         now, own = time.monotonic(), str(self._job.node_rank)
-        self._live, self._beats, self._next = live, self._beats + 1, now + EXCHANGE_SECONDS
-        self._store.set(f"{LIVE}{own}", f"{live} {self._beats}".encode(), EXCHANGE_SECONDS)
+        self._live, self._beats, self._next = live, self._beats + 1, now + _EXCHANGE_SECONDS
+        self._store.set(f"{LIVE}{own}", f"{live} {self._beats}".encode(), _EXCHANGE_SECONDS)
         counts = {node: int(value.split()[0]) for node, value in self._store.items(LIVE).items()}
         if own not in counts:  # node 0 may not have started yet
             is_gone = self._heard is not None and now - self._heard > _SILENT_SECONDS

@@ -4,11 +4,12 @@ import signal
 import time
 
 from tfdist.launch import failure as failures
-from tfdist.launch.nodes import EXCHANGE_SECONDS, Nodes
+from tfdist.launch.nodes import Nodes
 from tfdist.launch.restarts import Record, decide
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
+_EXCLUDED_SECONDS = 5.0  # for a worker to see by itself that it was excluded; one that has stopped does not
 
 
 class Recovery:
@@ -25,6 +26,7 @@ class Recovery:
         self._job, self._store, self._crew, self._say = job, store, crew, say
         self._rules = job.restarts
         self._nodes = Nodes(job, store)
+        self._excluded = {}  # (slot, incarnation) -> when it was first seen to be excluded
         self._addresses = {}  # server's slot -> its address in the store when it was started
         self.refusal = ""  # why the last loss was not forgiven
 
@@ -54,6 +56,7 @@ class Recovery:
         """
         if self._rules is None:
             return ""
+        self._end_excluded()
         waiting = [slot for slot in (*self._crew.workers, *self._crew.servers) if slot.restart_at is not None]
         joiners = self._running_joiners()
         if (waiting or joiners) and self._store.is_over():
@@ -69,10 +72,8 @@ class Recovery:
         """Returns how long the next look can wait for want of an event; None: for ever."""
         slots = (*self._crew.workers, *self._crew.servers)
         waits = [slot.restart_at - time.monotonic() for slot in slots if slot.restart_at is not None]
-        if self._running_joiners():
-            waits.append(_LOOK_SECONDS)  # the end of the job may come from another host
-        if self._job.recovers and not self._nodes.is_alone:
-            waits.append(EXCHANGE_SECONDS)
+        if self._job.recovers:
+            waits.append(_LOOK_SECONDS)  # at what the workers and other hosts write into the store
         return max(0.0, min(waits)) if waits else None
 
     def add_worker(self):
@@ -178,6 +179,14 @@ class Recovery:
             address = self._store.server_address(slot.rank)
             return address is not None and address != self._addresses.get(slot)
         return self._store.joined().get(slot.rank) == slot.incarnation
+
+    def _end_excluded(self):
+        excluded, now = self._store.excluded(), time.monotonic()
+        for slot in self._crew.workers:
+            if slot.is_running and excluded.get(slot.rank) == slot.incarnation:
+                since = self._excluded.setdefault((slot, slot.incarnation), now)
+                if now - since >= _EXCLUDED_SECONDS:
+                    slot.process.send(signal.SIGKILL)
 
     def _dismiss(self, joiners, waiting):
         for slot in joiners:
