@@ -186,13 +186,14 @@ def test_a_restarted_worker_takes_its_place_and_loses_nothing_of_its_former_life
     assert sorted(sum(trained, lost.trained)) == list(range(100))
 
 
-def test_nobody_waits_for_who_left_an_epoch(job):
+def test_nobody_waits_for_who_left_an_epoch(job, caplog):
     one = job(2)
     worker, left = worker_of(one, 0, 100), worker_of(one, 1, 100)
     left.step()
     rest = [left.begin_batch()]
     left.dealer.leave()
     trained = worker.run()
+    assert caplog.text == ""
     while rest[-1] is not None:  # it may go on all the same
         rest.append(left.begin_batch())
     assert sorted(trained + left.trained + rest[:-1]) == list(range(100))
@@ -207,12 +208,13 @@ def test_a_wait_has_an_end(job, caplog):
     assert not set(worker.trained) & set(idle.trained)
 
 
-def test_nobody_waits_for_who_goes_on_to_the_next_epoch(job):
+def test_nobody_waits_for_who_goes_on_to_the_next_epoch(job, caplog):
     one = job(2)
     worker, early = worker_of(one, 0, 100), worker_of(one, 1, 100)
     early.step()
     early.again()
     assert 80 < len(worker.run()) < 100
+    assert caplog.text == ""  # nor was there a wait that had an end
 
 
 @pytest.mark.parametrize("num_batches", [100, None])
