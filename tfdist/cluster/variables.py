@@ -25,6 +25,7 @@ Set by you where the default does not fit:
     TFDIST_PLAN          a file: where it exists its rates are used, else those measured are saved to it, so that later
                          jobs make the same choices; or "default": nothing is measured, ordinary rates are used
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
+    TFDIST_FAULTS        faults that `tfdist.testing.FaultInjector` has scheduled, as JSON; for tests
 An empty variable counts as not set.
 """
 
@@ -187,3 +188,8 @@ def algorithm(environ, known):
 def plan(environ):
     """Reads TFDIST_PLAN, a path or `DEFAULT_PLAN`; None where it is not set."""
     return environ.get("TFDIST_PLAN", "") or None
+
+
+def faults(environ):
+    """Reads TFDIST_FAULTS, JSON; None where it is not set. See `tfdist.testing.fault.from_environment`."""
+    return environ.get("TFDIST_FAULTS", "") or None

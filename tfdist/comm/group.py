@@ -128,6 +128,11 @@ class Group:
         return library.core().tfdist_group_committed_generation(self.native) if self.is_elastic else 0
 
     @property
+    def step_generation(self):
+        """The generation in which the last gradients were reduced; see `committed_generation`."""
+        return library.core().tfdist_group_step_generation(self.native) if self.is_elastic else 0
+
+    @property
     def chief(self):
         """The slot of the senior member."""
         return self.members[0]
@@ -364,14 +369,14 @@ class Group:
           MismatchError: they differ; names the first differing key, a rank, and both values.
         """
         mine = json.loads(json.dumps(values))
-        everyone = [
-            json.loads(text) for text in self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}")
-        ]
-        for rank, theirs in enumerate(everyone):
-            for key in [*everyone[0], *theirs]:
-                if everyone[0].get(key) != theirs.get(key):
+        told = enumerate(self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}"))
+        everyone = {rank: json.loads(text) for rank, text in told if text}  # an empty slot says nothing
+        first, expected = next(iter(everyone.items()))
+        for rank, theirs in everyone.items():
+            for key in [*expected, *theirs]:
+                if expected.get(key) != theirs.get(key):
                     raise MismatchError(
-                        f"{what} was expected to be equal on all ranks. Received: {key}={everyone[0].get(key)} on rank 0, "
+                        f"{what} was expected to be equal on all ranks. Received: {key}={expected.get(key)} on rank {first}, "
                         f"{key}={theirs.get(key)} on rank {rank}. Run the same script with the same data and arguments everywhere."
                     )
 

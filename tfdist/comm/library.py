@@ -94,6 +94,7 @@ _SIGNATURES = {
     ),
     "tfdist_group_give_up": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p]),
     "tfdist_group_committed_generation": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "tfdist_group_step_generation": (ctypes.c_uint32, [ctypes.c_void_p]),
     "tfdist_group_trust": (None, [ctypes.c_void_p]),
     "tfdist_group_set_flag": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]),
     "tfdist_group_flag": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int32]),

@@ -23,19 +23,22 @@ class Decision:
       members: dict of slot -> incarnation, in the order of seniority.
       counts: dict of channel -> how many of its collectives some member has committed; of channels with open ones.
       joined: tuple of the slots that are new.
+      is_common: whether all were ready to take in the same ones.
       error: why there is no next generation; "" where there is one.
     """
 
     members: dict
     counts: dict
     joined: tuple = ()
+    is_common: bool = True
     error: str = ""
 
     def to_bytes(self):
         """Returns JSON."""
         members = [[slot, incarnation] for slot, incarnation in self.members.items()]
         counts = {str(channel): count for channel, count in self.counts.items()}
-        return json.dumps({"members": members, "counts": counts, "joined": self.joined, "error": self.error}).encode()
+        values = {"members": members, "counts": counts, "joined": self.joined, "is_common": self.is_common}
+        return json.dumps({**values, "error": self.error}).encode()
 
     @classmethod
     def from_bytes(cls, data):
@@ -43,7 +46,7 @@ class Decision:
         values = json.loads(data)
         counts = {int(channel): int(count) for channel, count in values["counts"].items()}
         members = {int(slot): int(incarnation) for slot, incarnation in values["members"]}
-        return cls(members, counts, tuple(values["joined"]), values["error"])
+        return cls(members, counts, tuple(values["joined"]), values["is_common"], values["error"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,8 @@ class Agreement:
             missing = [slot for slot in candidates if slot not in reports]
             if not missing and candidates and candidates[0] == self._slot:
                 decision = decide(self._members, candidates, reports, self._min_workers)
+                gone = dead_members(self._store, {slot: decision.members[slot] for slot in decision.joined})
+                decision = without(decision, gone)
                 return Decision.from_bytes(self._store.claim(f"{self._prefix}decision", decision.to_bytes()))
             if missing and time.monotonic() - begin > self._patience:
                 report.lost.update(missing)
@@ -185,6 +190,14 @@ def decide(members, candidates, reports, min_workers):
     for report in told:
         for channel in report.open:
             counts[channel] = max(other.committed.get(channel, 0) for other in told)
-    joiners = told[0].joiners if all(report.joiners == told[0].joiners for report in told) else []
-    joiners = {slot: incarnation for slot, incarnation in joiners if slot not in kept}
-    return Decision({**kept, **joiners}, counts, tuple(joiners))
+    is_common = all(report.joiners == told[0].joiners for report in told)
+    joiners = {slot: incarnation for slot, incarnation in (told[0].joiners if is_common else []) if slot not in kept}
+    return Decision({**kept, **joiners}, counts, tuple(joiners), is_common)
+
+
+def without(decision, gone):
+    """Returns a decision without some of those who were to join."""
+    members = {slot: incarnation for slot, incarnation in decision.members.items() if slot not in gone}
+    return dataclasses.replace(
+        decision, members=members, joined=tuple(slot for slot in decision.joined if slot not in gone)
+    )

@@ -6,6 +6,7 @@ notice nothing but the time. Another thread looks out for workers that want to j
 steps, when all members call `admit` at the same place of the program.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -26,6 +27,8 @@ _CONNECT_SECONDS = 5.0
 _AGREE_SECONDS = 60.0
 _REPORT_BYTES = 1 << 20
 _LONG_SECONDS = 3600.0
+_ASK_AGAIN_SECONDS = 10
+_ADMISSION_SECONDS = 30.0  # members come to the same place one after the other
 
 
 class Membership:
@@ -47,10 +50,16 @@ class Membership:
         self._cluster, self._settings = cluster, settings
         self._lock = threading.RLock()  # one change of the members at a time
         self._is_closed = False
-        self._num_joins = 0  # requests that were dealt with
+        self._num_joins = 0  # requests that were read
+        self._waiting = {}  # slot -> (incarnation, place) of those who wait for their place
         self._native = library.core().tfdist_group_find(group.id)  # outlives the group's Python object
         self._threads = []
         self._watching_store = None
+
+    @property
+    def is_joining(self):
+        """Whether this worker has come again and is not a member yet."""
+        return self.incarnation > 0 and len(self.history) == 1 and self.generation == 0
 
     def watch(self):
         """Starts the threads."""
@@ -69,43 +78,60 @@ class Membership:
         if not any(thread.is_alive() for thread in self._threads):
             library.core().tfdist_group_release(self._native)
 
+    def leave(self, well):
+        """Nobody needs to be waited for, or started again, once a worker's program has ended `well`."""
+        self._is_closed = True
+        if well and len(self.history) and self.group.rank in self.group.members and not self.is_excluded:
+            with contextlib.suppress(TfdistError, OSError), self.store() as store:
+                store.set(OVER, b"")
+
     def failure(self):
         """Returns `(code, slot, text)` of what has befallen the group's present connections."""
         peer, text = ctypes.c_int32(-1), ctypes.create_string_buffer(1 << 14)
         code = library.core().tfdist_group_error(self._native, ctypes.byref(peer), text, 1 << 14)
         return code, peer.value, text.value.decode(errors="replace")
 
-    def admit(self):
+    def admit(self, place=0):
         """Takes in the workers that wait, if any; to be called by all members at the same place, with nothing under way.
+
+        Args:
+          place: int; only those who wait at the same one.
 
         Returns:
           The tuple of the slots that are new.
         """
         agreed = library.core().tfdist_group_flag(self._native, _JOIN_FLAG)
-        if agreed <= self._num_joins:
+        if agreed <= self._num_joins and not self._waiting:
             return ()
-        with self._lock:
-            first, self._num_joins = self._num_joins + 1, agreed
-            with self._store() as store:
-                asked = [store.try_get(f"elastic/join/{number}") for number in range(first, agreed + 1)]
-                joiners = {}
-                for slot, incarnation in (json.loads(value) for value in asked if value):
-                    joiners[slot] = max(incarnation, joiners.get(slot, 0))
-                gone = dead_members(store, joiners)
-                joiners = [[s, i] for s, i in joiners.items() if s not in gone and s not in self.members]
-                return self._change(store, (), joiners) if joiners else ()
+        with self._lock, self.store() as store:
+            for number in range(self._num_joins + 1, agreed + 1):
+                slot, incarnation, where = json.loads(store.get(f"elastic/join/{number}"))
+                self._waiting[slot] = (incarnation, where)
+            self._num_joins = max(agreed, self._num_joins)
+            self._waiting = {s: w for s, w in self._waiting.items() if s not in self.members and w[1] >= place}
+            joiners = [[slot, w[0]] for slot, w in self._waiting.items() if w[1] == place]
+            if not joiners:
+                return ()
+            self._waiting = {}  # who is not taken in now asks again
+            return self._change(store, (), joiners)
 
-    def join(self):
+    def join(self, place=0, check=lambda store: None):
         """Asks to be taken in, waits until that has happened, and connects; the group has been one of this worker alone.
+
+        Args:
+          place: int, see `admit`.
+          check: called with a store now and then; may raise.
 
         Raises:
           RendezvousError: the job is over.
         """
         while True:
-            with self._store() as store:
+            with self.store() as store:
                 number = store.add(JOINS, 1)
-                store.set(f"elastic/join/{number}", json.dumps([self.group.rank, self.incarnation]).encode())
-                generation = int(self._await_admission(store))
+                store.set(f"elastic/join/{number}", json.dumps([self.group.rank, self.incarnation, place]).encode())
+                generation = self._await_admission(store, check)
+                if generation is None:
+                    continue
                 decision = Decision.from_bytes(store.get(f"elastic/{generation - 1}/decision"))
                 with self._lock:
                     try:
@@ -115,21 +141,24 @@ class Membership:
                         store.delete(f"elastic/admitted/{self.group.rank}/{self.incarnation}")
                         continue
                 self._num_joins = number
+                self.watch()
                 store.set(f"{JOINED}{self.group.rank}", str(self.incarnation).encode())
                 return
 
-    def _await_admission(self, store):
+    def _await_admission(self, store, check):
+        """Returns the generation in which this worker takes part, or None where it should ask again."""
         key = f"elastic/admitted/{self.group.rank}/{self.incarnation}"
-        begin = time.monotonic()
-        while time.monotonic() - begin < _LONG_SECONDS:
+        for _ in range(_ASK_AGAIN_SECONDS):
             try:
-                return store.get(key, timeout=1.0)
+                return int(store.get(key, timeout=1.0))
             except StoreTimeoutError:
+                check(store)
                 if store.try_get(OVER) is not None:
-                    break
-        raise RendezvousError(f"rank {self.group.rank} came back too late: the job is over.")
+                    raise RendezvousError(f"rank {self.group.rank} came back too late: the job is over.") from None
+        return None
 
-    def _store(self):
+    def store(self):
+        """Returns a new connection to the job's store."""
         return StoreClient(self._cluster.store_address, self._cluster.secret)
 
     def _watch(self):
@@ -145,7 +174,7 @@ class Membership:
     def _recover(self, slot):
         begin = time.monotonic()
         try:
-            with self._store() as store:
+            with self.store() as store:
                 self._change(store, [slot], [])
         except (TfdistError, TimeoutError, OSError, ValueError) as error:
             self._give_up(f"rank {slot} was lost, and the others could not agree on how to go on: {error}")
@@ -161,9 +190,10 @@ class Membership:
         """Agrees on the next generation and connects it, as often as it takes; returns the slots that are new."""
         lost = set(lost) - {self.group.rank}
         while True:
+            patience = _ADMISSION_SECONDS if joiners else self._settings["heartbeat"]
             agreement = Agreement(
                 store, self.group.rank, self.members, self.generation, min_workers=self._settings["min_workers"],
-                patience=self._settings["heartbeat"], timeout=_AGREE_SECONDS,
+                patience=patience, timeout=_AGREE_SECONDS,
             )  # fmt: skip
             decision = agreement.agree(Report.of(self._native_report(), lost, joiners))
             if decision.error:
@@ -180,10 +210,13 @@ class Membership:
                 store.set(key, str(self.generation + 1).encode())
             try:
                 self._connect(store, decision, self.generation + 1)
-                return decision.joined
+                if decision.is_common or not joiners:
+                    return decision.joined
+                lost = set()  # others were not at this place yet, but in the middle of a loss: they will come
             except RendezvousError as error:
                 logging.warning("tfdist: %s", error)
-                lost, joiners = dead_members(store, decision.members), []
+                lost = dead_members(store, decision.members)
+                joiners = [] if decision.is_common else joiners
                 self.members, self.generation = decision.members, self.generation + 1
 
     def _connect(self, store, decision, generation):
@@ -223,7 +256,7 @@ class Membership:
     def _look_out(self):
         """Tells the group, by a flag that every commit carries, how many have asked to join."""
         try:
-            self._watching_store = self._store()
+            self._watching_store = self.store()
             number = self._num_joins + 1
             while not self._is_closed:
                 try:

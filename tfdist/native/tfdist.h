@@ -149,6 +149,7 @@ TFDIST_EXPORT int32_t tfdist_group_reform(tfdist_group* group, const uint64_t* c
 TFDIST_EXPORT void tfdist_group_give_up(tfdist_group* group, int32_t code, int32_t peer, const char* text);
 /* The generation in which what was committed last was done. */
 TFDIST_EXPORT uint32_t tfdist_group_committed_generation(tfdist_group* group);
+TFDIST_EXPORT uint32_t tfdist_group_step_generation(tfdist_group* group); /* of what belongs to a step */
 /* From now on the divisors of means are right for the members of that generation. */
 TFDIST_EXPORT void tfdist_group_trust(tfdist_group* group);
 /* Numbers 0..3: every commit tells each member the maximum over the members of what they have set. */

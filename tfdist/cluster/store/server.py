@@ -68,6 +68,10 @@ class StoreServer:
         with self._changed:
             return {key: value for key, value in self._values.items() if key.startswith(prefix)}
 
+    def set(self, key, value):
+        """Stores bytes under a key, without a connection, and wakes all who wait for it."""
+        self._answer({"op": "set", "key": key}, bytes(value))
+
     def close(self):
         """Closes every connection and ends the threads. Blocked `get` calls of clients raise TransportError."""
         with self._changed:

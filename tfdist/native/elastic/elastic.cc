@@ -27,7 +27,8 @@ Elastic::Elastic(const tfdist_group_options& options)
     : engine_(std::make_shared<Engine>(options)),
       generation_(options.generation),
       committed_generation_(options.generation),
-      trusted_generation_(options.generation),
+      step_generation_(options.generation),
+      trusted_generation_(options.has_empty_slots != 0 ? -1 : static_cast<int64_t>(options.generation)),
       timeout_seconds_(options.timeout_seconds) {}
 
 Elastic::~Elastic() { close(nullptr); }
@@ -94,7 +95,7 @@ int Elastic::launch(Retained* operation, bool again) {
     operation->generation = generation_;
     operation->engine_ticket = operation->scale_ticket = operation->commit_ticket = 0;
     operation->is_divided = false;
-    knows_divisor = generation_ == trusted_generation_;
+    knows_divisor = trusted_generation_ == static_cast<int64_t>(generation_);
   }
   if (again) restore(operation);
   tfdist_operation request = operation->request;
@@ -263,7 +264,7 @@ int Elastic::commit(const Unit& unit, Engine* engine, Clock::time_point deadline
   std::lock_guard<std::mutex> lock(mutex_);
   if (first->is_committed) return TFDIST_OK;  // adopted meanwhile
   if (first->engine.get() != engine || is_reported_) return TFDIST_LOST;
-  committed_generation_ = first->generation;
+  note_commit(*first);
   std::copy(first->word, first->word + kFlags, agreed_flags_);
   for (Retained* operation : unit) {
     operation->is_committed = true;
@@ -371,7 +372,7 @@ int Elastic::reform(const uint64_t* channels, const int64_t* counts, int num_cha
       }
       operation->is_committed = true;
       committed_[operation->request.channel] = operation->sequence + 1;
-      committed_generation_ = operation->generation;
+      note_commit(*operation);
     }
     open_.assign(again.begin(), again.end());
     old = engine_;
@@ -382,7 +383,7 @@ int Elastic::reform(const uint64_t* channels, const int64_t* counts, int num_cha
     if (starts_anew) {
       started_.clear();
       committed_.clear();
-      committed_generation_ = generation_;
+      committed_generation_ = step_generation_ = generation_;
     }
     retired_.push_back(old);
   }
@@ -405,6 +406,17 @@ void Elastic::give_up(int code, int peer, const char* text) {
 uint32_t Elastic::committed_generation() {
   std::lock_guard<std::mutex> lock(mutex_);
   return committed_generation_;
+}
+
+uint32_t Elastic::step_generation() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return step_generation_;
+}
+
+// Called with mutex_ held.
+void Elastic::note_commit(const Retained& operation) {
+  committed_generation_ = operation.generation;
+  if (operation.request.step >= 0) step_generation_ = operation.generation;
 }
 
 // The divisors that callers give are right for the present members.

@@ -49,6 +49,8 @@ class Elastic {
 
   // The generation in which what was committed last was done; equal on all members at equal places of the program.
   uint32_t committed_generation();
+  // The same of what belongs to a step: the gradients.
+  uint32_t step_generation();
   void trust();
   void set_flag(int index, int64_t value);
   int64_t flag(int index);
@@ -87,6 +89,7 @@ class Elastic {
   int commit(const Unit& unit, Engine* engine, Clock::time_point deadline, bool give_up);
   bool await_reform(const Unit& unit, uint32_t generation, Clock::time_point deadline);
   void release(Retained* operation);
+  void note_commit(const Retained& operation);
   void trip(int point, const Unit& unit);
 
   Pool pool_;
@@ -96,7 +99,8 @@ class Elastic {
   std::condition_variable changed_;
   std::shared_ptr<Engine> engine_, next_;
   std::vector<std::shared_ptr<Engine>> retired_;
-  uint32_t generation_ = 0, next_generation_ = 0, committed_generation_ = 0, trusted_generation_ = 0;
+  uint32_t generation_ = 0, next_generation_ = 0, committed_generation_ = 0, step_generation_ = 0;
+  int64_t trusted_generation_ = -1;  // in which callers know the divisor of a mean; -1: in none
   std::vector<std::unique_ptr<Retained>> operations_;
   std::vector<Retained*> free_;
   std::deque<Retained*> open_;  // not committed, in the order they were started

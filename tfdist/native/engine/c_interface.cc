@@ -159,6 +159,10 @@ uint32_t tfdist_group_committed_generation(tfdist_group* group) {
   return group->elastic ? group->elastic->committed_generation() : 0;
 }
 
+uint32_t tfdist_group_step_generation(tfdist_group* group) {
+  return group->elastic ? group->elastic->step_generation() : 0;
+}
+
 void tfdist_group_trust(tfdist_group* group) {
   if (group->elastic) group->elastic->trust();
 }
