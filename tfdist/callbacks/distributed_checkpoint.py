@@ -2,15 +2,19 @@
 
 import collections
 import dataclasses
+import hashlib
 import os
 
 import keras
 from absl import logging
 
-from tfdist import checkpoint
+from tfdist import checkpoint, cluster
 from tfdist.checkpoint.background import BackgroundWriter
 from tfdist.checkpoint.position import Interval, Position, start
-from tfdist.errors import ConfigurationError
+from tfdist.checkpoint.stopping import StopAgreement
+from tfdist.checkpoint.termination import EXIT_CODE, TerminationNotice
+from tfdist.cluster.store import StoreClient
+from tfdist.errors import ConfigurationError, TfdistError
 from tfdist.strategies import keras_resume, keras_snapshot
 
 _FINAL_SECONDS = 600.0
@@ -34,6 +38,7 @@ class DistributedCheckpoint(keras.callbacks.Callback):
       directory: str or path, of the checkpoints of this training alone; made where it is missing.
       save_freq: "epoch", or an int: after how many steps a checkpoint is taken.
       keep: int >= 1, how many checkpoints stay.
+      grace_seconds: float > 0, how long after SIGTERM the process may live.
       resume: bool, whether to begin with the newest checkpoint in `directory`, if there is one.
 
     Raises:
@@ -47,7 +52,7 @@ class DistributedCheckpoint(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, directory, save_freq="epoch", *, keep=3, resume=True):
+    def __init__(self, directory, save_freq="epoch", *, keep=3, grace_seconds=10.0, resume=True):
         super().__init__()
         if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
             raise ConfigurationError(
@@ -58,7 +63,9 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self.directory = os.fspath(directory)
         self.save_freq = save_freq
         self.keep = keep
+        self.grace_seconds = float(grace_seconds)
         self.resume = resume
+        self._notice = TerminationNotice("fit")
 
     def on_train_begin(self, logs=None):
         _fit_calls[os.path.realpath(self.directory)] += 1
@@ -66,6 +73,8 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self._interval = Interval(None if self.save_freq == "epoch" else self.save_freq)
         self._writer = BackgroundWriter(self.directory, self.keep)
         self._metrics, self._passed, self._trains = None, 0, False
+        self._notice.begin()
+        self._agreement = _agreement(self.model.distribute_strategy, self.directory)
         if self.resume:
             self._resume()
 
@@ -80,8 +89,15 @@ class DistributedCheckpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         num_steps = batch + 1 - self._at.step
         self._at = dataclasses.replace(self._at, step=batch + 1)
+        if self._agreement.reached((self._at.epoch, 0, batch), self._notice.is_received):
+            self._stop()
         if self._interval.passed(num_steps):
             self._save()
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._trains and self._agreement.reached((self._at.epoch, 1, batch), self._notice.is_received):
+            self._at = dataclasses.replace(self._at, epoch=self._at.epoch + 1, step=0)
+            self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
         self._at = dataclasses.replace(self._at, epoch=epoch + 1, step=0)
@@ -94,11 +110,50 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             self._at = dataclasses.replace(self._at, is_over=True)
             self._save()
             self._writer.wait(_FINAL_SECONDS)
+        self._trains = False
+        self._agreement.close()
+        self._notice.end()
+        if self._notice.is_received:
+            raise SystemExit(EXIT_CODE)
+
+    def emergency(self):
+        """Takes a last checkpoint because `fit` is about to fail; never fails itself. No other worker is needed."""
+        if not self._trains:
+            return
+        try:
+            self._save()
+            self._writer.wait(self.grace_seconds)
+        except (OSError, TfdistError) as error:
+            logging.error("No final checkpoint was taken. %s", error)
+        self._agreement.close()
+        self._notice.end()
 
     # What the chief does
 
+    def _stop(self):
+        """Ends the process, on all workers at the same step, when the last checkpoint is written."""
+        self._notice.end()  # a second signal ends it at once
+        seconds = max(1.0, self.grace_seconds - self._notice.seconds_ago())
+        if self._is_chief():
+            logging.warning(
+                "A last checkpoint at epoch %d, step %d, as SIGTERM asks for an end.", self._at.epoch, self._at.step
+            )
+            try:
+                self._save()
+                self._writer.wait(seconds)
+            except (OSError, TfdistError) as error:
+                logging.error("No final checkpoint was taken. %s", error)
+            self._agreement.finished()
+        else:
+            self._agreement.wait_finished(seconds)
+        self._agreement.close()
+        raise SystemExit(EXIT_CODE)
+
+    def _is_chief(self):
+        return getattr(self.model.distribute_strategy, "is_chief", True)
+
     def _save(self):
-        if not getattr(self.model.distribute_strategy, "is_chief", True):
+        if not self._is_chief():
             return
         tensors = keras_snapshot.take(self.model, with_metrics=self._at.step > 0)
         values = {"position": dataclasses.asdict(self._at), "data": keras_resume.data_position(self.model)}
@@ -124,3 +179,17 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             self._metrics = {name: array for name, array in found.tensors.items() if name.startswith("metrics/")}
             logging.info("Resuming from %s, epoch %d, step %d.", found.path, begin.epoch, begin.step)
         return {"epoch": begin.epoch, "step": begin.step, "data": found.values["data"]}
+
+
+def _agreement(strategy, directory):
+    """Returns the `StopAgreement` of the workers of a `fit`; alone where there is no strategy of ours, or no store."""
+    place = cluster.current()
+    world_size = getattr(strategy, "world_size", 1)
+    has_store = world_size > 1 and place.world_size == world_size
+    return StopAgreement(
+        (lambda: StoreClient(place.store_address, place.secret)) if has_store else None,
+        f"{getattr(strategy, 'num_fit_calls', 0)}/{hashlib.sha256(directory.encode()).hexdigest()}",
+        getattr(strategy, "rank", 0),
+        list(range(world_size)),
+        getattr(strategy, "is_in_step", True),
+    )

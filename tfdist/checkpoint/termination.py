@@ -10,10 +10,15 @@ EXIT_CODE = 128 + signal.SIGTERM
 class TerminationNotice:
     """Hears SIGTERM from `begin()` to `end()`, where both are called by the main thread; elsewhere it hears nothing.
 
-    A second SIGTERM does what the first would have done without it.
+    A second SIGTERM does what the first would have done without it, and so does one that finds the main thread outside of
+    `function`: the training has failed, and nobody would look.
+
+    Args:
+      function: str, the name of the function within which somebody looks whether the signal has come.
     """
 
-    def __init__(self):
+    def __init__(self, function):
+        self._function = function
         self._previous = None
         self._received_at = None
 
@@ -39,8 +44,13 @@ class TerminationNotice:
         return time.monotonic() - self._received_at if self.is_received else 0.0
 
     def _hear(self, number, frame):
-        if self._received_at is not None:
+        if self._received_at is not None or not self._is_within(frame):
             self.end()
             signal.raise_signal(signal.SIGTERM)
             return
         self._received_at = time.monotonic()
+
+    def _is_within(self, frame):
+        while frame is not None and frame.f_code.co_name != self._function:
+            frame = frame.f_back
+        return frame is not None
