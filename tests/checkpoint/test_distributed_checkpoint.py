@@ -188,3 +188,33 @@ def test_mistakes(tmp_path):
 def written(directory):
     known = sorted(os.listdir(directory)) if os.path.exists(directory) else []
     return [checkpoint.load(directory / name).values["position"] for name in known if name.startswith("checkpoint")]
+
+
+def test_an_emergency_in_the_midst_of_an_epoch(tmp_path, strategy):
+    callback = DistributedCheckpoint(tmp_path)
+    callback.emergency()  # before anything: nothing to save
+    model = compiled(strategy)
+    with pytest.raises(Interrupted):
+        fit(model, callback, Interrupt(1, batch=2))
+    callback.emergency()
+    assert written(tmp_path)[-1] == dict(fit_call=1, epoch=1, step=3, epochs=4, is_over=False)
+    found = list(checkpoint.load(tmp_path).tensors.items())
+    assert len([name for name, _ in found if name.startswith("metrics/")]) == 4  # sums and counts of loss and mae
+    if strategy is None:
+        for variable, (_, array) in zip([*model.variables, *model.optimizer.variables], found):
+            assert np.array_equal(variable.numpy(), array)
+
+
+def test_an_emergency_never_fails(tmp_path, caplog, monkeypatch):
+    callback = DistributedCheckpoint(tmp_path)
+    with pytest.raises(Interrupted):
+        fit(compiled(), callback, Interrupt(0, batch=2))
+    monkeypatch.setattr("tfdist.checkpoint.disk.write", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
+    callback.emergency()
+    assert "No last checkpoint was written. No space left" in caplog.text
+
+
+def test_a_disk_that_fails_at_the_end_fails_the_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr("tfdist.checkpoint.disk.write", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        fit(compiled(), DistributedCheckpoint(tmp_path))

@@ -67,7 +67,7 @@ class Steps:
 
     def __init__(self, store, num_workers, is_in_step=True):
         self._agreements = [
-            StopAgreement(store, "job", r, list(range(num_workers)), is_in_step) for r in range(num_workers)
+            StopAgreement(store, "job", r, lambda: range(num_workers), is_in_step) for r in range(num_workers)
         ]
         self._barrier = threading.Barrier(num_workers)
         self._is_in_step = is_in_step
@@ -105,15 +105,15 @@ def test_workers_that_are_not_in_step_stop_where_they_are(store):
 
 
 def test_alone(store):
-    assert not StopAgreement(None, "job", 0, [0, 1], True).reached((0, 0), False)
-    assert StopAgreement(None, "job", 0, [0, 1], True).reached((0, 0), True)
+    assert not StopAgreement(None, "job", 0, lambda: (0, 1), True).reached((0, 0), False)
+    assert StopAgreement(None, "job", 0, lambda: (0, 1), True).reached((0, 0), True)
 
 
 def test_others_wait_for_the_last_checkpoint_and_no_longer_than_said(store):
-    chief, other = (StopAgreement(store, "job", rank, [0, 1], True) for rank in range(2))
+    chief, other = (StopAgreement(store, "job", rank, lambda: (0, 1), True) for rank in range(2))
     chief.finished()
     other.wait_finished(20)
-    nobody = StopAgreement(store, "other job", 1, [0, 1], True)
+    nobody = StopAgreement(store, "other job", 1, lambda: (0, 1), True)
     nobody.wait_finished(0.01)
     for agreement in (chief, other, nobody):
         agreement.close()
@@ -122,7 +122,9 @@ def test_others_wait_for_the_last_checkpoint_and_no_longer_than_said(store):
 def test_a_lost_store_or_worker_does_not_keep_anybody(monkeypatch):
     monkeypatch.setattr("tfdist.checkpoint.stopping._ACKNOWLEDGE_SECONDS", 0.01)
     with StoreServer(secret=b"secret") as server:
-        agreement = StopAgreement(lambda: StoreClient(server.address, b"secret", timeout=0.1), "job", 0, [0, 1], True)
+        agreement = StopAgreement(
+            lambda: StoreClient(server.address, b"secret", timeout=0.1), "job", 0, lambda: (0, 1), True
+        )
         assert not agreement.reached((0, 0, 5), True)
         assert agreement.reached((0, 0, 6), True)
     agreement.finished()

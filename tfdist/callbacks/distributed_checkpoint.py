@@ -10,7 +10,7 @@ from absl import logging
 
 from tfdist import checkpoint, cluster
 from tfdist.checkpoint.background import BackgroundWriter
-from tfdist.checkpoint.position import Interval, Position, start
+from tfdist.checkpoint.position import Position, start
 from tfdist.checkpoint.stopping import StopAgreement
 from tfdist.checkpoint.termination import EXIT_CODE, TerminationNotice
 from tfdist.cluster.store import StoreClient
@@ -66,111 +66,119 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self.grace_seconds = float(grace_seconds)
         self.resume = resume
         self._notice = TerminationNotice("fit")
+        # Plain values, which a worker that joins a running `fit` is given.
+        self._fit_call = self._epochs = self._epoch = self._step = self._since = self._begin = self._passed = 0
+        self._trains = False
 
     def on_train_begin(self, logs=None):
-        _fit_calls[os.path.realpath(self.directory)] += 1
-        self._at = Position(_fit_calls[os.path.realpath(self.directory)], epochs=(self.params or {}).get("epochs", 1))
-        self._interval = Interval(None if self.save_freq == "epoch" else self.save_freq)
+        directory = os.path.realpath(self.directory)
+        _fit_calls[directory] += 1
+        self._fit_call, self._epochs = _fit_calls[directory], (self.params or {}).get("epochs", 1)
+        self._epoch = self._step = self._since = self._passed = 0
+        self._metrics, self._trains = {}, False
         self._writer = BackgroundWriter(self.directory, self.keep)
-        self._metrics, self._passed, self._trains = None, 0, False
         self._notice.begin()
         self._agreement = _agreement(self.model.distribute_strategy, self.directory)
-        if self.resume:
+        if self.resume and not keras_resume.is_joining(self.model):
             self._resume()
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch != self._at.epoch:  # another callback has decided where to begin
-            self._passed = 0
-        if self._passed:
+        if self._passed and epoch == self._epoch:  # else another callback has decided where to begin
             keras_resume.restore_metrics(self.model, lambda: keras_snapshot.put_metrics(self.model, self._metrics))
-        self._at = dataclasses.replace(self._at, epoch=epoch, step=self._passed)
-        self._passed, self._trains = 0, True
+        else:
+            self._passed = 0
+        self._epoch, self._step, self._passed, self._trains = epoch, self._passed, 0, True
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._begin = batch
 
     def on_train_batch_end(self, batch, logs=None):
-        num_steps = batch + 1 - self._at.step
-        self._at = dataclasses.replace(self._at, step=batch + 1)
-        if self._agreement.reached((self._at.epoch, 0, batch), self._notice.is_received):
+        if keras_resume.is_passing():
+            return
+        self._step = batch + 1
+        self._since += batch + 1 - self._begin
+        if self._agreement.reached((self._epoch, 0, batch), self._notice.is_received):
             self._stop()
-        if self._interval.passed(num_steps):
+        if self.save_freq != "epoch" and self._since >= self.save_freq:
+            self._since = 0
             self._save()
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._trains and self._agreement.reached((self._at.epoch, 1, batch), self._notice.is_received):
-            self._at = dataclasses.replace(self._at, epoch=self._at.epoch + 1, step=0)
-            self._stop()
+        if self._trains and not keras_resume.is_passing():
+            if self._agreement.reached((self._epoch, 1, batch), self._notice.is_received):
+                self._epoch, self._step = self._epoch + 1, 0
+                self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._at = dataclasses.replace(self._at, epoch=epoch + 1, step=0)
-        if self.save_freq == "epoch":
+        self._epoch, self._step = epoch + 1, 0
+        if self.save_freq == "epoch" and not keras_resume.is_passing():
             self._save()
 
     def on_train_end(self, logs=None):
         self.model._initial_epoch = None  # a further fit begins at its own
         if self._trains:
-            self._at = dataclasses.replace(self._at, is_over=True)
-            self._save()
+            self._save(is_over=True)
             self._writer.wait(_FINAL_SECONDS)
-        self._trains = False
-        self._agreement.close()
-        self._notice.end()
+        self._leave()
         if self._notice.is_received:
             raise SystemExit(EXIT_CODE)
 
     def emergency(self):
-        """Takes a last checkpoint because `fit` is about to fail; never fails itself. No other worker is needed."""
-        if not self._trains:
-            return
-        try:
-            self._save()
-            self._writer.wait(self.grace_seconds)
-        except (OSError, TfdistError) as error:
-            logging.error("No final checkpoint was taken. %s", error)
+        """Takes a last checkpoint because `fit` is about to fail; never fails itself, and needs no other worker."""
+        if self._trains:
+            self._save_at_last(self.grace_seconds)
+            self._leave()
+
+    def _stop(self):
+        """Ends the process when the last checkpoint is written; all workers come here after the same step."""
+        self._notice.end()  # a second signal ends it at once
+        seconds = max(1.0, self.grace_seconds - self._notice.seconds_ago())
+        if self._is_chief():
+            logging.warning("SIGTERM: a last checkpoint at epoch %d, step %d.", self._epoch, self._step)
+            self._save_at_last(seconds)
+            self._agreement.finished()
+        else:
+            self._agreement.wait_finished(seconds)
+        self._leave()
+        raise SystemExit(EXIT_CODE)
+
+    def _leave(self):
+        self._trains = False
         self._agreement.close()
         self._notice.end()
 
     # What the chief does
 
-    def _stop(self):
-        """Ends the process, on all workers at the same step, when the last checkpoint is written."""
-        self._notice.end()  # a second signal ends it at once
-        seconds = max(1.0, self.grace_seconds - self._notice.seconds_ago())
-        if self._is_chief():
-            logging.warning(
-                "A last checkpoint at epoch %d, step %d, as SIGTERM asks for an end.", self._at.epoch, self._at.step
-            )
-            try:
-                self._save()
-                self._writer.wait(seconds)
-            except (OSError, TfdistError) as error:
-                logging.error("No final checkpoint was taken. %s", error)
-            self._agreement.finished()
-        else:
-            self._agreement.wait_finished(seconds)
-        self._agreement.close()
-        raise SystemExit(EXIT_CODE)
-
     def _is_chief(self):
         return getattr(self.model.distribute_strategy, "is_chief", True)
 
-    def _save(self):
+    def _save_at_last(self, seconds):
+        try:
+            self._save()
+            self._writer.wait(seconds)
+        except (OSError, TfdistError) as error:
+            logging.error("No last checkpoint was written. %s", error)
+
+    def _save(self, is_over=False):
         if not self._is_chief():
             return
-        tensors = keras_snapshot.take(self.model, with_metrics=self._at.step > 0)
-        values = {"position": dataclasses.asdict(self._at), "data": keras_resume.data_position(self.model)}
-        self._writer.submit(tensors, values)
+        position = Position(self._fit_call, self._epoch, self._step, self._epochs, is_over)
+        values = {"position": dataclasses.asdict(position), "data": keras_resume.data_position(self.model)}
+        self._writer.submit(keras_snapshot.take(self.model, with_metrics=self._step > 0), values)
 
     def _resume(self):
         found = keras_resume.from_chief(self.model, self._restore)
-        if found is None:
-            return
-        self._passed = keras_resume.go_on(self.model, found["epoch"], found["step"], found["data"])
-        self._at = dataclasses.replace(self._at, epoch=found["epoch"], step=self._passed)
+        if found is not None:
+            self._epoch = found["epoch"]
+            self._passed = keras_resume.go_on(self.model, found["epoch"], found["step"], found["data"])
 
     def _restore(self):
         if checkpoint.latest(self.directory) is None:
             return None
         found = checkpoint.load(self.directory)
-        begin = start(Position(**found.values["position"]), self._at.fit_call, self._at.epochs)
+        begin = start(
+            Position(**found.values["position"]), self._fit_call, self._epochs, (self.params or {}).get("steps")
+        )
         if begin.epoch is None:
             return None
         if begin.restores:
@@ -190,6 +198,6 @@ def _agreement(strategy, directory):
         (lambda: StoreClient(place.store_address, place.secret)) if has_store else None,
         f"{getattr(strategy, 'num_fit_calls', 0)}/{hashlib.sha256(directory.encode()).hexdigest()}",
         getattr(strategy, "rank", 0),
-        list(range(world_size)),
+        (lambda: strategy.worker_group.members) if has_store else (lambda: ()),
         getattr(strategy, "is_in_step", True),
     )

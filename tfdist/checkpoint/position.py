@@ -36,7 +36,7 @@ class Start:
     step: int = 0
 
 
-def start(saved, fit_call, epochs):
+def start(saved, fit_call, epochs, steps=None):
     """Returns the `Start` of a `fit`.
 
     A `fit` that had ended is not repeated, unless more epochs are asked for; one that a later `fit` has followed is passed
@@ -46,6 +46,7 @@ def start(saved, fit_call, epochs):
       saved: the `Position` of the newest checkpoint, or None.
       fit_call: int, the how many-th `fit` this is.
       epochs: int, what it is called with.
+      steps: int, how many steps an epoch has; None where nobody knows.
     """
     if saved is None or saved.fit_call < fit_call:
         return Start(False)
@@ -53,24 +54,6 @@ def start(saved, fit_call, epochs):
         return Start(False, epochs)
     if saved.is_over and saved.epochs == epochs:  # an early stop counts
         return Start(True, epochs)
+    if steps and saved.step >= steps:
+        return Start(True, saved.epoch + 1)
     return Start(True, saved.epoch, saved.step)
-
-
-class Interval:
-    """Tells after which steps a checkpoint is due.
-
-    Args:
-      num_steps: int, or None for never.
-    """
-
-    def __init__(self, num_steps):
-        self._num_steps = num_steps
-        self._since = 0
-
-    def passed(self, num_steps):
-        """Notes further steps; returns whether a checkpoint is due now."""
-        self._since += num_steps
-        if self._num_steps is None or self._since < self._num_steps:
-            return False
-        self._since = 0
-        return True

@@ -23,19 +23,19 @@ class StopAgreement:
       connect: function of no arguments that returns a new `StoreClient`; None for a worker alone.
       name: str, the same on all workers and of this training alone.
       rank: int.
-      ranks: list of int, all of them.
+      members: function of no arguments that returns the ranks that there are now.
       is_in_step: bool, whether every step takes all workers.
     """
 
-    def __init__(self, connect, name, rank, ranks, is_in_step):
+    def __init__(self, connect, name, rank, members, is_in_step):
         self._connect = connect
         self._key = f"tfdist/stop/{name}"
         self._rank = rank
-        self._others = [other for other in ranks if other != rank]
+        self._members = members
         self._is_in_step = is_in_step
         self._after = None  # the boundary after which all stop; written by the listener too, at once
         self._listener = None
-        if connect is not None and self._others:
+        if connect is not None:
             self._listener = connect()
             threading.Thread(target=self._listen, args=(self._listener,), name="tfdist-stop", daemon=True).start()
 
@@ -70,7 +70,7 @@ class StopAgreement:
         def announce(store):
             store.set(f"{self._key}/after", ",".join(map(str, after)).encode())
             deadline = time.monotonic() + _ACKNOWLEDGE_SECONDS
-            for other in self._others:
+            for other in set(self._members()) - {self._rank}:
                 store.get(f"{self._key}/heard/{other}", timeout=max(0.0, deadline - time.monotonic()))
 
         self._ask(announce)

@@ -3,7 +3,7 @@
 import json
 
 from tfdist.errors import TfdistError
-from tfdist.strategies import keras_snapshot, keras_trainer
+from tfdist.strategies import keras_elastic, keras_snapshot, keras_trainer
 from tfdist.strategies.keras_functions import strategy_of
 
 
@@ -11,6 +11,18 @@ def data_position(model):
     """Returns what the order of the data follows from, fit for JSON; see `go_on`."""
     call = keras_trainer.current_call()
     return {"seed": list(call.seed)} if call is not None and strategy_of(model) is not None else {}
+
+
+def is_joining(model):
+    """Whether this worker is about to join a `fit` that is going on, and will be given its state."""
+    strategy = strategy_of(model)
+    return strategy is not None and strategy.elastic is not None and strategy.elastic.is_joining
+
+
+def is_passing():
+    """Whether this worker has just joined a `fit`, and passes over steps that the others have done."""
+    fit = keras_elastic.current_fit()
+    return fit is not None and fit.is_passing
 
 
 def go_on(model, epoch, step, data):
@@ -51,14 +63,16 @@ def from_chief(model, restore, parts=("model", "optimizer")):
     strategy = strategy_of(model)
     if strategy is None or strategy.world_size == 1:
         return restore()
-    answer, failure = {}, None
-    if strategy.is_chief:
-        try:
-            answer = {"rank": strategy.rank, "found": restore()}
-        except Exception as error:
-            answer, failure = {"rank": strategy.rank, "error": f"{type(error).__name__}: {error}"}, error
-    answers = map(json.loads, strategy.worker_group.all_gather_bytes(json.dumps(answer).encode()))
-    answer = next(answer for answer in answers if answer)
+    answer, failure, told = None, None, []
+    while not any(told):  # the chief may be lost on the way: then all see nothing, and the next one restores
+        if strategy.is_chief and answer is None:
+            answer = {"rank": strategy.rank}
+            try:
+                answer["found"] = restore()
+            except Exception as error:
+                answer["error"], failure = f"{type(error).__name__}: {error}", error
+        told = strategy.worker_group.all_gather_bytes(b"" if answer is None else json.dumps(answer).encode())
+    answer = json.loads(next(text for text in told if text))
     if failure is not None:
         raise failure
     if "error" in answer:
