@@ -99,7 +99,8 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self._since += batch + 1 - self._begin
         if self._agreement.reached((self._epoch, 0, batch), self._notice.is_received):
             self._stop()
-        if self.save_freq != "epoch" and self._since >= self.save_freq:
+        # Others go on counting: whoever becomes the chief, because it is lost, takes one at once.
+        if self.save_freq != "epoch" and self._since >= self.save_freq and self._is_chief():
             self._since = 0
             self._save()
 
