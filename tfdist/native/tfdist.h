@@ -213,6 +213,8 @@ typedef struct {
   int32_t backup_workers;  /* SYNCHRONOUS: so many gradients need not come */
   int32_t is_lazy;         /* rows: only those touched move */
   int32_t num_step_weights;
+  int32_t recovers;        /* SYNCHRONOUS: a worker that is lost is no failure for the others */
+  int32_t reserved;
   const double* step_weights;   /* by staleness: what the learning rate is multiplied by; one at least */
   double weight_decay;
   double average_momentum;      /* of the moving average of the parameters; < 0: none */
@@ -244,8 +246,11 @@ TFDIST_EXPORT int32_t tfdist_server_share_window(tfdist_server* server, int32_t 
 /* Serves an authenticated socket, which the server owns from now on. `client` is common to the sockets of one client of that
  * worker: one that closes does not make a later one inactive. */
 TFDIST_EXPORT int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker, uint64_t client);
+/* Only `client` speaks for the worker from here on: what an earlier one pushes is refused, and does not count any more. */
+TFDIST_EXPORT void tfdist_server_join(tfdist_server* server, int32_t store, int32_t worker, uint64_t client);
 /* The parameters are new ones, which have seen `updates`. */
 TFDIST_EXPORT void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates);
+TFDIST_EXPORT uint64_t tfdist_server_generation(tfdist_server* server, int32_t store);
 TFDIST_EXPORT int64_t tfdist_server_updates(tfdist_server* server, int32_t store);
 TFDIST_EXPORT void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, uint64_t client,
                                             int32_t is_active);

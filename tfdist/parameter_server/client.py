@@ -76,6 +76,7 @@ class Options:
       weight_decay: float.
       average_momentum, average_overwrites: of the moving average of the parameters; < 0 for none, 0 for never.
       is_lazy: bool, whether sparse updates move touched rows only.
+      recovers: bool, whether a lost worker is no failure for the others in mode "sync".
       hosted: None, or how to make the Keras optimizer that is hosted as itself.
     """
 
@@ -89,6 +90,7 @@ class Options:
     average_momentum: float = -1.0
     average_overwrites: int = 0
     is_lazy: bool = False
+    recovers: bool = False
     hosted: dict | None = None
 
 
@@ -271,6 +273,13 @@ class ClientStore:
             for server in self.servers:
                 self._client.ask(server, {**header, "scalars": list(scalars)})
         library.core().tfdist_client_begin_generation(self._client.native, self.id, generation, updates)
+
+    def join(self):
+        """Takes part with the parameters that the servers have, as a worker that is started again does; returns the generation."""
+        generation = self._client.ask(self.servers[0], {"op": "generation", "store": self.name})["generation"]
+        self.begin(generation, 0)
+        self.read(0, [np.empty(t.shape, t.dtype) for t in self.tensors])  # tells how many updates they have seen
+        return generation
 
     def write(self, slot, arrays):
         """Sets array `slot` (0: parameters, then the optimizer's) of the tensors; None leaves one as it is."""

@@ -149,7 +149,7 @@ class ParameterServer:
                 if self._closed:
                     raise TransportError("The parameter server was expected to run. Received: it is stopping.")
                 if header.get("op") == "declare":
-                    return self._declare(header, value, rank), b""
+                    return self._declare(header, value, rank, client), b""
                 store = self._stores[header["store"]]
                 if header["op"] == "window":
                     return {"shared": self._open_window(store, header["window"], rank)}, b""
@@ -161,7 +161,7 @@ class ParameterServer:
             text = f"A parameter server was expected to serve {header.get('op')!r} of rank {rank}. Received: "
             return {"error": "TransportError", "text": f"{text}{type(error).__name__}: {error}. See its output."}, b""
 
-    def _declare(self, header, value, rank):
+    def _declare(self, header, value, rank, client):
         """The first worker's declaration makes the store, the others' must agree with it."""
         text = zlib.decompressobj().decompress(value, _DECLARATION_BYTES_AT_MOST)
         name = header["store"]
@@ -169,6 +169,7 @@ class ParameterServer:
             self._stores[name] = Store(name, json.loads(text), self._native, self._num_workers, rank)
         store = self._stores[name]
         store.agree(json.loads(text), rank)
+        store.join(rank, client)
         return {"number": store.number, "sequence": store.sequence(rank)}
 
     def _open_window(self, store, window, rank):

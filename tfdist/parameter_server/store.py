@@ -61,6 +61,10 @@ class Store:
             f"in {text}. Build and compile the model alike on every worker."
         )
 
+    def join(self, rank, client):
+        """Takes a client's word for a worker from here on, and no other's."""
+        library.core().tfdist_server_join(self._server, self.number, rank, client)
+
     def array(self, shard, slot=0):
         """Returns the address of an array of a shard, or None."""
         return library.core().tfdist_server_array(self._server, self.number, shard, slot)
@@ -74,6 +78,8 @@ class Store:
             if self._hosted:
                 self._hosted.load_parameters()
             return {}, b""
+        if operation == "generation":
+            return {"generation": core.tfdist_server_generation(self._server, self.number)}, b""
         if operation == "active":
             core.tfdist_server_set_active(self._server, self.number, rank, client, bool(header["active"]))
             return {}, b""
@@ -128,6 +134,7 @@ class Store:
             is_lazy=options["is_lazy"],
             num_step_weights=len(weights),
             step_weights=weights,
+            recovers=options["recovers"],
             weight_decay=options["weight_decay"],
             average_momentum=options["average_momentum"],
             average_overwrites=options["average_overwrites"],

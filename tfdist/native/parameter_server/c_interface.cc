@@ -78,9 +78,15 @@ int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t w
   }
 }
 
+void tfdist_server_join(tfdist_server* server, int32_t store, int32_t worker, uint64_t client) {
+  find(server, store)->join(worker, client);
+}
+
 void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates) {
   find(server, store)->begin_generation(generation, updates);
 }
+
+uint64_t tfdist_server_generation(tfdist_server* server, int32_t store) { return find(server, store)->generation(); }
 
 int64_t tfdist_server_updates(tfdist_server* server, int32_t store) { return find(server, store)->updates(); }
 

@@ -55,6 +55,7 @@ bool Connection::receive_request() {
                          header.row_bytes <= kRowBytesAtMost && header.base >= 0;
   if (!is_header) return give_up("its header");
   push_.worker = worker_;
+  push_.client = client_;
   push_.entries.resize(header.num_entries);
   if (!done(channel_->receive(push_.entries.data(), header.num_entries * sizeof(Entry)))) return false;
   if (!is_sound()) return give_up("its list of tensors");
@@ -168,7 +169,7 @@ bool Connection::exchange() {
   if (!pushes) return answer(Outcome{});
   if (store_->mode == TFDIST_SYNCHRONOUS) return answer(store_->contribute(&push_, server_->timeout_seconds()));
   Outcome outcome = store_->begin(push_);
-  if (outcome.is_repeated) return answer(outcome);
+  if (outcome.is_repeated || outcome.code != TFDIST_OK) return answer(outcome);
   if (store_->is_hosted()) {
     store_->apply_hosted(push_, &outcome);
   } else if (!store_->must_wait(worker_)) {

@@ -12,7 +12,8 @@ namespace tfdist {
 
 class Connection {
  public:
-  Connection(Server* server, Channel* channel, int worker) : server_(server), channel_(channel), worker_(worker) {}
+  Connection(Server* server, Channel* channel, int worker, uint64_t client)
+      : server_(server), channel_(channel), worker_(worker), client_(client) {}
 
   void serve();  // until the worker leaves, or says what cannot be understood
 
@@ -44,6 +45,7 @@ class Connection {
   Server* const server_;
   Channel* const channel_;
   const int worker_;
+  const uint64_t client_;
   Store* store_ = nullptr;
   Push push_;
   std::vector<size_t> offsets_;

@@ -30,6 +30,7 @@ Store::Store(const tfdist_store_options& options, const tfdist_shard* shards, in
     : mode(options.mode),
       staleness_bound_(options.staleness_bound),
       backup_workers_(options.backup_workers),
+      recovers_(options.recovers != 0),
       step_weights_(options.step_weights, options.step_weights + options.num_step_weights),
       host_(options.host),
       host_context_(options.host_context),
@@ -70,10 +71,19 @@ void Store::count(WorkerRecord* record, const Push& push, int64_t staleness) {
   ++record->staleness[position];
 }
 
+bool Store::is_refused(const Push& push, Outcome* outcome) const {
+  const WorkerRecord& record = workers_[static_cast<size_t>(push.worker)];
+  if (!record.has_joined || record.client == push.client) return false;
+  outcome->code = TFDIST_CLOSED;
+  outcome->text = "another process has connected as worker " + std::to_string(push.worker) + " since";
+  return true;
+}
+
 Outcome Store::begin(const Push& push) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(push.worker)];
   Outcome outcome;
+  if (is_refused(push, &outcome)) return outcome;
   outcome.is_repeated = has_counted(record, push);
   outcome.updates = updates_;
   if (outcome.is_repeated) return outcome;
@@ -183,6 +193,7 @@ Outcome Store::contribute(Push* push, double timeout_seconds) {
   WorkerRecord& record = workers_[static_cast<size_t>(push->worker)];
   const int64_t late = updates_ - push->header.base;
   Outcome outcome;
+  if (is_refused(*push, &outcome)) return outcome;
   outcome.updates = updates_;
   outcome.is_repeated = has_counted(record, *push);
   if (outcome.is_repeated) return outcome;
@@ -210,8 +221,6 @@ Outcome Store::contribute(Push* push, double timeout_seconds) {
   if (!push->is_decided) {
     push->outcome = undecided(timeout_seconds);
     contributions_.erase(std::find(contributions_.begin(), contributions_.end(), push));
-  } else if (push->outcome.code == TFDIST_OK) {
-    count(&record, *push, 0);
   }
   push->outcome.waited_seconds = seconds_since(begin);
   record.waited_seconds += push->outcome.waited_seconds;
@@ -246,9 +255,21 @@ void Store::dismiss(int worker, int code, const std::string& text) {
   changed_.notify_all();
 }
 
+void Store::join(int worker, uint64_t client) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  WorkerRecord& record = workers_[static_cast<size_t>(worker)];
+  if (record.has_joined && record.client == client) return;
+  dismiss(worker, TFDIST_CLOSED, "another process has connected as this worker since");
+  record.is_active = false;  // until it says so
+  record.client = client;
+  record.has_joined = true;
+  changed_.notify_all();
+}
+
 void Store::set_active(int worker, uint64_t client, bool is_active) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(worker)];
+  if (record.has_joined && record.client != client) return;
   if (is_active && !record.is_active) {
     int64_t furthest = 0;  // whoever joins stands with those in front, and holds nobody up
     for (const WorkerRecord& other : workers_) {
@@ -266,7 +287,9 @@ void Store::lose(int worker, uint64_t client) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(worker)];
   if (!record.is_active || record.client != client) return;
-  if (backup_workers_ == 0 && mode == TFDIST_SYNCHRONOUS) lost_ = worker;
+  if (backup_workers_ == 0 && mode == TFDIST_SYNCHRONOUS && !recovers_) lost_ = worker;
+  // Otherwise the step is that of the others. A gradient that waits here may not have reached every server.
+  dismiss(worker, TFDIST_LOST, "the worker has closed its connection");
   record.is_active = false;
   changed_.notify_all();
 }

@@ -29,6 +29,7 @@ struct Outcome {
 // What one worker pushes.
 struct Push {
   int worker = 0;
+  uint64_t client = 0;
   RequestHeader header;
   std::vector<Entry> entries;
   std::vector<Gradient> gradients;  // one an entry
@@ -41,7 +42,8 @@ struct Push {
 // Guarded by Store::mutex_.
 struct WorkerRecord {
   bool is_active = false;
-  uint64_t client = 0;    // which of the worker's, one after the other, was active last
+  uint64_t client = 0;    // which of the worker's, one after the other, speaks for it
+  bool has_joined = false;  // others are refused
   uint64_t sequence = 0;  // of the last push that was decided
   int64_t begun = 0, clock = 0;  // pushes since all began together: numbered, and applied
   int64_t pushes = 0, dropped = 0;
@@ -76,6 +78,7 @@ class Store {
   // Synchronous mode: blocks until the update in which this gradient counts, or does not, is done.
   Outcome contribute(Push* push, double timeout_seconds);
 
+  void join(int worker, uint64_t client);  // what an earlier client of the worker's has pushed does not count any more
   void set_active(int worker, uint64_t client, bool is_active);
   void lose(int worker, uint64_t client);  // its connection broke
   void close();
@@ -89,6 +92,7 @@ class Store {
   void call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate, Outcome* outcome);
   void count(WorkerRecord* record, const Push& push, int64_t staleness);
   bool has_counted(const WorkerRecord& record, const Push& push) const;
+  bool is_refused(const Push& push, Outcome* outcome) const;  // another client speaks for its worker
   Outcome undecided(double timeout_seconds) const;
   void dismiss(int worker, int code, const std::string& text);  // contributions of `worker`; -1: of all
   void combine();
@@ -105,6 +109,7 @@ class Store {
   int too_slow_for(int worker) const;
 
   const int staleness_bound_, backup_workers_;
+  const bool recovers_;
   std::vector<double> step_weights_;  // by staleness
   StoreOptions options_;
   tfdist_host host_;

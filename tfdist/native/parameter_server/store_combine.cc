@@ -27,6 +27,7 @@ void Store::combine() {
   for (Push* push : contributions_) {
     push->outcome = outcome;
     push->is_decided = true;
+    if (outcome.code == TFDIST_OK) count(&workers_[static_cast<size_t>(push->worker)], *push, 0);
   }
   contributions_.clear();
   changed_.notify_all();
