@@ -371,11 +371,11 @@ def test_a_lost_worker_comes_back_with_its_rank(transport):
 
 def test_a_worker_whose_place_is_taken_is_refused(transport):
     with job(2, 1, transport) as running:
-        stores = running.stores([sgd("w", (N,))])
+        stores = running.stores([sgd("w", (N,))], recovers=True)
         push(stores[1], np.ones(N))
         again = Client(running.clients[0].addresses, 1, b"s" * 32, transport=transport)
         try:
-            store = again.add_store("model", stores[1].tensors, Options())
+            store = again.add_store("model", stores[1].tensors, Options(recovers=True))
             store.join()
             with pytest.raises(TransportError, match="another process has connected as worker 1 since"):
                 push(stores[1], np.ones(N))
