@@ -351,6 +351,8 @@ TFDIST_EXPORT tfdist_client* tfdist_client_create(int32_t rank, int32_t num_serv
 /* Calls wait up to `seconds` for a server that is lost to be connected again. That is somebody else's task: `wake`, a
  * descriptor of a pipe, is written the server's number (a byte) when its connection breaks; not owned. */
 TFDIST_EXPORT void tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake);
+/* Whether its connection broke, and it was not connected again. */
+TFDIST_EXPORT int32_t tfdist_client_is_lost(tfdist_client* client, int32_t server);
 /* `sockets`: two, as at creation; `numbers`: of the `num_stores` first stores there. */
 TFDIST_EXPORT void tfdist_client_reconnect(tfdist_client* client, int32_t server, const int32_t* sockets,
                                            const int32_t* numbers, int32_t num_stores);

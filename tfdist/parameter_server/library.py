@@ -211,6 +211,7 @@ _SIGNATURES = {
     "tfdist_client_create": (_CLIENT, [_INT, _INT, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(_INT), _REAL]),
     "tfdist_client_recover": (None, [_CLIENT, _REAL, _INT]),
     "tfdist_client_reconnect": (None, [_CLIENT, _INT, ctypes.POINTER(_INT), ctypes.POINTER(_INT), _INT]),
+    "tfdist_client_is_lost": (_INT, [_CLIENT, _INT]),
     "tfdist_client_set_mirror": (None, [_CLIENT, _CLIENT]),
     "tfdist_client_id": (_LONG, [_CLIENT]),
     "tfdist_client_release": (None, [_CLIENT]),

@@ -157,6 +157,8 @@ tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const cha
 
 void tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake) { client->client.recover(seconds, wake); }
 
+int32_t tfdist_client_is_lost(tfdist_client* client, int32_t server) { return client->client.is_lost(server); }
+
 void tfdist_client_reconnect(tfdist_client* client, int32_t server, const int32_t* sockets, const int32_t* numbers,
                              int32_t num_stores) {
   client->client.reconnect(server, sockets, numbers, num_stores);

@@ -75,6 +75,7 @@ class Client {
   // See tfdist.h.
   void recover(double seconds, int wake);
   void reconnect(int server, const int* sockets, const int32_t* numbers, int num_stores);
+  bool is_lost(int server);
   void set_mirror(Client* mirror);
 
  private:

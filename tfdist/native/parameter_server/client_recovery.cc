@@ -43,6 +43,11 @@ void Client::report(size_t server, uint64_t epoch) {
   if (write(wake_, &number, 1) < 0) return;  // the pipe is full: whoever reads it looks at all servers anyway
 }
 
+bool Client::is_lost(int server) {
+  std::lock_guard<std::mutex> lock(links_mutex_);
+  return links_[static_cast<size_t>(server)].is_lost;
+}
+
 bool Client::await_link(size_t server, uint64_t epoch) {
   std::unique_lock<std::mutex> lock(links_mutex_);
   const auto wait = std::chrono::duration<double>(recovery_seconds_);
