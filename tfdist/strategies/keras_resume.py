@@ -10,7 +10,10 @@ from tfdist.strategies.keras_functions import strategy_of
 def data_position(model):
     """Returns what the order of the data follows from, fit for JSON; see `go_on`."""
     call = keras_trainer.current_call()
-    return {"seed": list(call.seed)} if call is not None and strategy_of(model) is not None else {}
+    if call is None or strategy_of(model) is None:
+        return {}
+    fit = keras_elastic.current_fit()
+    return {"seed": list(call.seed), "part": fit.place() if fit is not None else None}
 
 
 def is_joining(model):
@@ -42,7 +45,11 @@ def go_on(model, epoch, step, data):
         call.seed[:] = data["seed"]  # the order of an epoch is drawn from it when the epoch begins
         call.strategy.seed, call.strategy.num_fit_calls = data["seed"]
     model._initial_epoch = epoch
-    return 0
+    fit = keras_elastic.current_fit()
+    if fit is None or not data.get("part"):
+        return 0
+    fit.start_at(epoch, step, data["part"])
+    return step if data["part"]["batch"] == step else 0
 
 
 def from_chief(model, restore, parts=("model", "optimizer")):
