@@ -9,6 +9,7 @@ from tfdist.launch.restarts import Record, decide
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
 _LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 10.0
 _EXCLUDED_SECONDS = 5.0  # for a worker to see by itself that it was excluded; one that has stopped does not
 
 
@@ -172,7 +173,14 @@ class Recovery:
     def _start(self, slot):
         if slot.is_server:
             self._addresses[slot] = self._store.server_address(slot.rank)
-        self._crew.start(slot)
+        try:
+            self._crew.start(slot)
+        except OSError as error:  # no memory, or no process is left
+            slot.record.restarts += 1
+            slot.is_given_up = slot.record.restarts > self._rules.max_restarts
+            slot.restart_at = None if slot.is_given_up else time.monotonic() + _RETRY_SECONDS
+            what = "given up" if slot.is_given_up else f"tried again in {_RETRY_SECONDS:g} s"
+            self._say(f"{_name(slot)} could not be started ({error}); {what}.")
 
     def _has_joined(self, slot):
         if slot.is_server:
