@@ -187,7 +187,14 @@ def _bind(original, model, args, kwargs):
 
 
 def _be_quiet(strategy, call):
-    if not strategy.is_chief and not isinstance(call["callbacks"], keras.callbacks.CallbackList):
+    if isinstance(call["callbacks"], keras.callbacks.CallbackList):
+        return
+    if strategy.elastic is None and not strategy.is_chief:
+        call["verbose"] = 0
+    elif strategy.elastic is not None and not strategy.is_chief and "epochs" in call and call["verbose"] != 0:
+        verbose, call["verbose"] = call["verbose"], 0
+        keras_elastic.add_progress_bar(strategy, call, verbose)
+    elif strategy.elastic is not None and not strategy.is_chief:
         call["verbose"] = 0
 
 
