@@ -40,7 +40,7 @@ class Recovery:
             return self._is_late_joiner(slot)
         if not slot.is_server:
             self._store.tell_lost(slot.rank, slot.incarnation)  # first: the others wait for it
-            if self._has_reported(slot):
+            if code != EXIT_AGAIN and self._has_reported(slot):
                 return False
         self._crew.bury(slot)
         if not slot.is_server and self._store.is_over():
