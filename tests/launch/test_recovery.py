@@ -208,6 +208,7 @@ over()
     run = tfdist("run", "-n", "2", path)
     assert run.returncode == 0, run.stderr
     assert lines_with(run, "told of") == ["[0] told of 0"] and "1 started 1" in run.stdout
+    assert said_by(run)[0].startswith("tfdist run: rank 1 was excluded and stood still after ")
     assert_gone(pids_in(run.stdout.splitlines()))
 
 

@@ -45,7 +45,7 @@ class Recovery:
         self._crew.bury(slot)
         if not slot.is_server and self._store.is_over():
             slot.is_given_up = True
-            self._say(f"{_name(slot)} {_manner(slot)} when the job had ended.")
+            self._say(f"{_name(slot)} {self._manner(slot)} when the job had ended.")
             return True
         return self._replace(slot)
 
@@ -147,7 +147,7 @@ class Recovery:
             self.refusal = self._shortage()
         if self.refusal:
             return False
-        self._say(f"{_name(slot)} {_manner(slot)} after {life:.1f} s; {what}.")
+        self._say(f"{_name(slot)} {self._manner(slot)} after {life:.1f} s; {what}.")
         return True
 
     def _num_live(self):
@@ -196,6 +196,13 @@ class Recovery:
                 if now - since >= _EXCLUDED_SECONDS:
                     slot.process.send(signal.SIGKILL)
 
+    def _manner(self, slot):
+        if slot.process.exit_code == EXIT_AGAIN:
+            return "was excluded"
+        if (slot, slot.incarnation) in self._excluded:
+            return "was excluded and stood still"
+        return failures.manner(slot.process.exit_code)
+
     def _dismiss(self, joiners, waiting):
         for slot in joiners:
             if not self._has_joined(slot):
@@ -207,9 +214,3 @@ class Recovery:
 
 def _name(slot):
     return f"server {slot.rank}" if slot.is_server else f"rank {slot.rank}"
-
-
-def _manner(slot):
-    if slot.process.exit_code == EXIT_AGAIN:
-        return "was excluded"
-    return failures.manner(slot.process.exit_code)
