@@ -119,7 +119,9 @@ class Group:
             values = (ctypes.c_int64 * len(counts))(*(dict(counts).values()))
             code = core.tfdist_group_reform(native, channels, values, len(counts), int(starts_anew))
         if code != library.OK:
-            raise ConfigurationError("collectives were expected not to be under way where a worker joins. Received: some.")
+            raise ConfigurationError(
+                "collectives were expected not to be under way where a worker joins. Received: some."
+            )
         self.members = members
 
     @property
