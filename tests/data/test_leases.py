@@ -247,4 +247,7 @@ def test_a_lease_is_not_to_be_written_all_the_time(job, monkeypatch):
     worker = worker_of(one, 0, 100)
     worker.step()
     monkeypatch.setattr(leased_epoch, "_WRITING_FRACTION", 1e-9)
+    monkeypatch.setattr(leased_epoch, "_SELDOM_SECONDS", 1000.0)
     assert worker.deal.finished(worker.epoch, 1) > time.time() + 60  # a round trip takes more than 60 ns
+    monkeypatch.setattr(leased_epoch, "_SELDOM_SECONDS", 0.0)
+    assert worker.deal.finished(worker.epoch, 1) <= time.time()
