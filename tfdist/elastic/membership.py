@@ -196,6 +196,8 @@ class Membership:
                 patience=patience, timeout=_AGREE_SECONDS,
             )  # fmt: skip
             decision = agreement.agree(Report.of(self._native_report(), lost, joiners))
+            for slot in self.members.keys() - decision.members.keys():  # if it has stopped, the launcher ends it
+                store.set(f"elastic/excluded/{slot}", str(self.members[slot]).encode())
             if decision.error:
                 self._give_up(decision.error, below_minimum=True)
                 return ()
