@@ -17,6 +17,7 @@ _WRITING_FRACTION = 0.02
 _SELDOM_SECONDS = 0.01
 _WAIT_SECONDS = 0.1  # then it is seen whether somebody was lost
 _PAUSE_SECONDS = 0.02
+_WATCH_SECONDS = 1.0
 _ENDLESS = 2**53
 
 
@@ -96,6 +97,7 @@ class LeasedEpoch:
                     self._name, self._leases.timeout, ", ".join(str(holder.rank) for holder in awaited),
                 )  # fmt: skip
                 break
+            self._leases.watch(_WATCH_SECONDS)
             self._wait_for(awaited[0])
         return 0, 0
 

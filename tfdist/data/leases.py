@@ -30,9 +30,11 @@ class Leases:
       cluster: a `tfdist.cluster.Cluster` with a store.
       incarnation: int, how often this worker has been restarted.
       num_initial: int, how many workers the job began with; None: all of `cluster`.
+      watch: called with seconds again and again while one waits for others: who falls silent meanwhile shall be lost.
     """
 
-    def __init__(self, cluster, incarnation=0, num_initial=None):
+    def __init__(self, cluster, incarnation=0, num_initial=None, watch=lambda seconds: None):
+        self.watch = watch
         self.me = Holder(cluster.rank, incarnation)
         self.world_size = cluster.world_size
         self.timeout = cluster.timeout or _DEFAULT_TIMEOUT_SECONDS
