@@ -127,9 +127,10 @@ def test_a_worker_that_took_over_is_lost_as_well(job):
     assert sorted(last.run() + second.trained + first.trained) == list(range(60))
 
 
-def test_one_that_was_lost_before_it_began(job):
+@pytest.mark.parametrize("how", ["dead", "excluded"])
+def test_one_that_was_lost_before_it_began(job, how):
     one = job(2)
-    one.lose(1)
+    one.client.set(f"elastic/{how}/1", b"0")
     assert sorted(worker_of(one, 0, 50).run()) == list(range(50))
 
 

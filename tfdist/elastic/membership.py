@@ -18,7 +18,7 @@ from absl import logging
 from tfdist.cluster.store import StoreClient
 from tfdist.cluster.store.client import StoreTimeoutError
 from tfdist.comm import library, mesh, shared_memory
-from tfdist.elastic.agreement import DEAD, Agreement, Decision, Report, dead_members
+from tfdist.elastic.agreement import Agreement, Decision, Report, dead_members
 from tfdist.errors import RendezvousError, TfdistError
 
 JOINS, OVER, JOINED, FORMED = "elastic/joins", "elastic/over", "elastic/joined/", "elastic/formed"
@@ -81,7 +81,7 @@ class Membership:
     def leave(self, well):
         """Nobody needs to be waited for, or started again, once a worker's program has ended `well`."""
         self._is_closed = True
-        if well and len(self.history) and self.group.rank in self.group.members and not self.is_excluded:
+        if well and not self.is_joining and not self.is_excluded:
             with contextlib.suppress(TfdistError, OSError), self.store() as store:
                 store.set(OVER, b"")
 
@@ -207,8 +207,6 @@ class Membership:
                     f"rank {self.group.rank} was silent for too long: {_ranks(decision.members)} go on without it"
                 )
                 return ()
-            for slot in set(self.members) - set(decision.members):  # dead or silent: what it held is for others to take
-                store.set(f"{DEAD}{slot}", str(self.members[slot]).encode())
             for slot in decision.joined:
                 key = f"elastic/admitted/{slot}/{decision.members[slot]}"
                 store.set(key, str(self.generation + 1).encode())
