@@ -391,6 +391,11 @@ class Group:
         if self.native is not None:
             library.core().tfdist_group_close(self.native, None if failure is None else failure.encode())
 
+    def watch(self, seconds):
+        """For so long peers must show that they live, as while a collective waits for them (TFDIST_HEARTBEAT_SECONDS)."""
+        if self.native is not None:
+            library.core().tfdist_group_watch(self.native, seconds)
+
     def raise_error(self, code):
         """Raises what a native code other than OK stands for, with the group's first failure as the text."""
         raise_failure(self.native, code, self.rank)
