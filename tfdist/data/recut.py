@@ -40,6 +40,10 @@ class Arrays:
         self.num_epochs += 1
         return self.num_epochs - 1
 
+    def pass_epochs(self, count):
+        """Counts on as if `count` further epochs had been begun."""
+        self.num_epochs += count
+
     def order(self, epoch):
         """Returns the rows of an epoch in their order, int64."""
         return permutation.epoch_order(self.num_rows, self.batch_size, self._shuffle, [*self._seed, epoch])
@@ -143,6 +147,15 @@ class Part:
                 self._data.iterator(0, 1)
         self.members = self._elastic.present
         self._divide()
+
+    def pass_over(self, num_batches):
+        """Goes on `num_batches` further, which nobody trains on; all members do so alike."""
+        if self._arrays:
+            self.go_to({"epoch": self.epoch, "batch": self.batch + num_batches, "missed": []})
+            return
+        for _ in range(num_batches):
+            next(self._iterator)
+        self.batch += num_batches
 
     @property
     def can_divide(self):

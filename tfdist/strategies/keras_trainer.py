@@ -37,6 +37,7 @@ class TrainerCall:
         self.is_fit = is_fit
         self._trains_next = is_fit
         self.epoch_logs = {}  # of the last epoch that is over
+        self.orders = []  # what draws the order of the data, epoch by epoch
         self._has_length = has_length
 
     def deals_next(self):
@@ -85,6 +86,8 @@ def fit(original, model, *args, **kwargs):
     call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
     _be_quiet(strategy, call)
     with _calling(strategy, seed, call["x"], is_fit=True, has_length=call["steps_per_epoch"] is not None):
+        if isinstance(call["x"], py_dataset.SharedOrder):
+            current_call().orders.append(call["x"])
         history = _fit(original, model, strategy, call)
     keras_elastic.keep_history(strategy, history)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
