@@ -76,7 +76,7 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         _fit_calls[directory] += 1
         self._fit_call, self._epochs = _fit_calls[directory], (self.params or {}).get("epochs", 1)
         self._epoch = self._step = self._since = self._passed = 0
-        self._metrics, self._trains, self._first_epoch = {}, False, -1
+        self._metrics, self._missed, self._trains, self._first_epoch = {}, [], False, -1
         self._writer = BackgroundWriter(self.directory, self.keep)
         self._notice.begin()
         self._agreement = _agreement(self.model.distribute_strategy, self.directory)
@@ -86,7 +86,7 @@ class DistributedCheckpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch != self._epoch:  # another callback has decided where to begin
             self._passed = 0
-        keras_position.pass_over(self._passed)
+        keras_position.pass_over(self._passed, self._missed)
         self._lacks_metrics = self._passed > 0
         if self._first_epoch < 0:
             self._first_epoch = epoch
@@ -182,6 +182,7 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         found = keras_resume.from_chief(self.model, self._restore)
         if found is not None:
             self._epoch, self._first_epoch = found["epoch"], found["first"]
+            self._missed = found["data"]["missed"]
             num_passed = self._epoch - self._first_epoch
             self._passed = keras_resume.go_on(self.model, self._epoch, found["step"], num_passed, found["data"])
 

@@ -81,7 +81,7 @@ class Membership:
     def leave(self, well):
         """Nobody needs to be waited for, or started again, once a worker's program has ended `well`."""
         self._is_closed = True
-        if well and len(self.history) and self.group.rank in self.group.members and not self.is_excluded:
+        if well and not self.is_joining and not self.is_excluded:
             with contextlib.suppress(TfdistError, OSError), self.store() as store:
                 store.set(OVER, b"")
 

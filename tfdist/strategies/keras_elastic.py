@@ -45,6 +45,7 @@ class Fit:
         self._elastic = strategy.elastic
         self.epoch = 0  # Keras's
         self.logs = {}  # of the latest step
+        self._part = None
         self._passes_until = None  # what the others told of the place where they are
 
     def begin_epoch(self, epoch):
@@ -53,6 +54,10 @@ class Fit:
         if self._strategy.is_chief:
             with self._elastic.membership.store() as store:
                 store.set(POSITION, json.dumps([self._strategy.num_fit_calls, epoch]).encode())
+
+    def missed_rows(self):
+        """Returns the rows that lost workers should have seen and others are to see yet, a list of int."""
+        return self._part.state()["missed"] if self._part is not None else []
 
     @property
     def is_passing(self):
@@ -65,6 +70,7 @@ class Fit:
         Returns:
           Whether this step is to be passed over.
         """
+        self._part = part
         if self._elastic.is_joining:
             return False
         if self.is_passing:
@@ -106,11 +112,11 @@ class Fit:
             part.batch += self._model.steps_per_execution
             return True
         part.go_to(meta["part"])
+        self._passes_until, self._elastic.is_passing = None, False
         history = self._model.history
         history.epoch, history.history = list(meta["history"][0]), dict(meta["history"][1])
         for callback, values in zip(self._callbacks, meta["callbacks"]):
             vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
-        self._passes_until, self._elastic.is_passing = None, False
         return False
 
     def _hand_over(self, part):

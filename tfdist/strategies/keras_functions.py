@@ -114,7 +114,8 @@ class _ByShares:
         elastic, left = strategy_of(self._model).elastic, part.num_left
         logs = self._call(part.ready())
         steps = self._model.steps_per_execution
-        part.done(elastic.step_generation, steps if left is None else min(steps, left))
+        generation = elastic.generation if strategy_of(self._model).uses_servers else elastic.step_generation
+        part.done(generation, steps if left is None else min(steps, left))
         if fit is not None and fit.after_step(part, logs):
             return self._train(part)  # this step is that of the others now, or one to pass over
         return logs

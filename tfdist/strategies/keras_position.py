@@ -25,39 +25,46 @@ def start_at(model, epoch, num_passed=0):
             order.pass_epochs(num_passed)
 
 
-def pass_over(num_steps):
-    """Has the epoch that is about to begin start after `num_steps` steps; call it from `on_epoch_begin`, on every worker.
+def pass_over(num_steps, missed=()):
+    """Has the epoch that is about to begin start after some steps; call it from `on_epoch_begin`, on every worker.
 
-    Array data of several workers are entered there; of other data the batches are read, and thrown away.
+    Array data of elastic workers are entered there; of other data the batches are read, and thrown away.
+
+    Args:
+      num_steps: int.
+      missed: list of int, rows that elastic workers are to see in the rest of the epoch, as others were lost with them.
     """
     from tfdist.strategies import keras_adapter
 
     keras_adapter.install()  # with one worker there may be no strategy that has done so
-    _LOCAL.num_steps = num_steps
+    _LOCAL.begin = (num_steps, missed)
 
 
 def enumerate_iterator(original, epoch_iterator):
-    """Stands in for `EpochIterator._enumerate_iterator`, which yields tuples: numbers of batches, and the iterator to take them from."""
-    num_steps = getattr(_LOCAL, "num_steps", 0)
-    _LOCAL.num_steps = 0
+    """Stands in for `EpochIterator._enumerate_iterator`.
+
+    That yields tuples of numbers of batches, and the iterator from which a step takes them.
+    """
+    (num_steps, missed), _LOCAL.begin = getattr(_LOCAL, "begin", None) or (0, ()), None
     steps = original(epoch_iterator)
-    return _after(num_steps, steps, epoch_iterator.steps_per_execution) if num_steps else steps
+    return _after(num_steps, missed, steps, epoch_iterator.steps_per_execution) if num_steps else steps
 
 
-def _after(num_steps, steps, num_batches):
+def _after(num_steps, missed, steps, num_batches):
     passed = 0
     for step in steps:
         if step[0] + num_batches <= num_steps:
             passed += num_batches
             continue
-        _skip(step[-1], passed)
+        if passed:
+            _skip(step[-1], passed, missed)
         passed = 0
         yield step
 
 
-def _skip(iterator, num_batches):
-    if num_batches and isinstance(iterator, recut.Part):
-        iterator.pass_over(num_batches)
+def _skip(iterator, num_batches, missed):
+    if isinstance(iterator, recut.Part):
+        iterator.pass_over(num_batches, missed)
     else:
         for _ in range(num_batches):
             next(iterator, None)

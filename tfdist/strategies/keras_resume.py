@@ -12,8 +12,10 @@ def data_position(model):
     """Returns what the order of the data follows from, fit for JSON; see `go_on`."""
     call, strategy = keras_trainer.current_call(), strategy_of(model)
     if strategy is None or call is None:
-        return {"seed": None, "in_step": True}
-    return {"seed": list(call.seed), "in_step": strategy.is_in_step}
+        return {"seed": None, "in_step": True, "missed": []}
+    fit = keras_elastic.current_fit()
+    missed = fit.missed_rows() if fit is not None else []
+    return {"seed": list(call.seed), "in_step": strategy.is_in_step, "missed": missed}
 
 
 def is_joining(model):

@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from tfdist.comm import failures
 from tfdist.data import permutation, py_dataset, uneven
-from tfdist.strategies import keras_elastic, keras_saving, keras_servers, keras_steps
+from tfdist.strategies import keras_elastic, keras_faults, keras_saving, keras_servers, keras_steps
 from tfdist.strategies.keras_functions import refuse_jit, strategy_of
 from tfdist.strategies.replica import AbstractReplicaStrategy
+from tfdist.testing import faults
 
 _LOCAL = threading.local()
 
@@ -203,6 +204,8 @@ def _be_quiet(strategy, call):
 
 def _fit_callbacks(strategy, callbacks, initial_epoch):
     last = [_AgreeOnStart(strategy, initial_epoch)]
+    if faults.are_scheduled():
+        last.append(keras_faults.Faults(strategy))
     if strategy.uses_servers:
         last.append(keras_servers.Training(strategy))
     if isinstance(callbacks, keras.callbacks.CallbackList):

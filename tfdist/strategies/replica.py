@@ -18,6 +18,7 @@ from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.keras_steps import describe, finish
 from tfdist.strategies.replica_context import WeightedReplicaContext
+from tfdist.testing import faults
 
 
 class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
@@ -186,6 +187,7 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
     def _create_variable(self, next_creator, **kwargs):
         kwargs.pop("colocate_with", None)
+        faults.reach("variables")
         step = replica_step.current()
         is_alone = getattr(self._local, "is_alone", False) or (step is not None and step.is_alone)
         if not self._container_strategy().acts_alone and not is_alone:
