@@ -39,6 +39,7 @@ class TrainerCall:
         self.is_fit = is_fit
         self._trains_next = is_fit
         self.epoch_logs = {}  # of the last epoch that is over
+        self.orders = []  # what draws the order of the data, epoch by epoch
         self._has_length = has_length
 
     def deals_next(self):
@@ -88,6 +89,8 @@ def fit(original, model, *args, **kwargs):
     _be_quiet(strategy, call)
     try:
         with _calling(strategy, seed, call["x"], is_fit=True, has_length=call["steps_per_epoch"] is not None):
+            if isinstance(call["x"], py_dataset.SharedOrder):
+                current_call().orders.append(call["x"])
             history = _fit(original, model, strategy, call)
     except TfdistError:
         for callback in call["callbacks"]:  # what Keras does not tell them
