@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.parameter_server.jobs import SECONDS, SECRET, Worker, push, read, sgd, together, zeros
+from tests.parameter_server.jobs import SECONDS, SECRET, Worker, read
 from tests.parameter_server.processes import children
 from tfdist.parameter_server import spawn
 from tfdist.parameter_server.client import Client, Options, Tensor
