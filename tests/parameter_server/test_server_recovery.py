@@ -187,7 +187,9 @@ def server_that_moves(folder, tensors, rank=0):
         if snapshot:
             servers[-1]._keeper.write()
         servers[-1].close(clear=False)
-        servers.append(ParameterServer(1, SECRET, timeout=SECONDS, keeping=Keeping(str(folder), resumes=True)))
+        servers.append(
+            ParameterServer(1, SECRET, timeout=SECONDS, keeping=Keeping(str(folder), incarnation=len(servers)))
+        )
 
     recovery = Recovery(seconds=SECONDS, find=lambda _: servers[-1].address)
     client = Client([servers[0].address], rank, SECRET, timeout=SECONDS, recovery=recovery)
@@ -243,6 +245,15 @@ def test_parameters_are_those_of_the_worker_where_the_snapshot_is_older(tmp_path
         store.exchange(zero, fresh, learning_rate=0.0, current=current)
         np.testing.assert_array_equal(fresh[0], current[0])  # not the zeros that are in the snapshot
         assert store.summaries()[0]["updates"] == 5
+
+
+def test_a_reading_offers_what_the_worker_has(tmp_path):
+    with server_that_moves(tmp_path / "a", [Tensor("w", (N,), "float64", ADAM)]) as (store, move):
+        current = adam_steps(store, range(4), read(store))
+        move(snapshot=False)
+        again = zeros(store)
+        assert store.read(0, again, current) == 4
+        np.testing.assert_array_equal(again[0], current[0])
 
 
 def test_rows_are_pulled_from_the_server_that_comes_back(tmp_path):
