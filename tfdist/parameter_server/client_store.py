@@ -57,7 +57,9 @@ class ClientStore:
             elif replica_of:
                 declaration["partner"] = {"server": (server - 1) % count, "store": replica_of}
             self._texts[server] = zlib.compress(json.dumps(declaration).encode())
-        self._sizes = [sum(-(-s["elements"] * s["item_bytes"] // _ALIGNMENT) * _ALIGNMENT for s in kept) for kept in shards]
+        self._sizes = [
+            sum(-(-s["elements"] * s["item_bytes"] // _ALIGNMENT) * _ALIGNMENT for s in kept) for kept in shards
+        ]
         try:
             self.id = client.declare(self, lambda: self._declare(native_parts))
             self.is_shared = all(server in self._windows for server in self.servers)
@@ -108,7 +110,9 @@ class ClientStore:
         if server in self._windows:
             header = {"op": "window", "store": self.name, "window": self._windows[server][1]}
             if not control.ask(header)["shared"]:
-                raise errors.TransportError(f"Parameter server {server} was expected to map this worker's memory again.")
+                raise errors.TransportError(
+                    f"Parameter server {server} was expected to map this worker's memory again."
+                )
         if self._active is not None:
             control.ask({"op": "active", "store": self.name, "active": self._active})
         return number

@@ -66,6 +66,11 @@ class ParameterServer:
         self._acceptor = threading.Thread(target=self._accept, name="tfdist-server", daemon=True)
         self._acceptor.start()
 
+    def num_connections(self):
+        """Returns how many control connections there are."""
+        with self._lock:
+            return len(self._connections)
+
     def _resume(self):
         for description, blocks, is_newest in self._keeper.found():
             given = (description["name"], description["declaration"])

@@ -105,6 +105,7 @@ class Store:
             self._hosted.write(index, 0, block[1:])
         if self._hosted:
             self._hosted.load_parameters()
+            self._hosted.resume()
 
     def resume(self, offer_seconds, *, is_newest):
         """Begins to serve after a loading; `is_newest`: what was loaded is newer than what any worker has."""
