@@ -130,3 +130,30 @@ def terminated(directory, name, ranks, in_validation=False):
 def loss(model, x, y):
     """Returns the loss on the whole batch, computed by this worker alone."""
     return float(np.mean((model(x).numpy() - y) ** 2))
+
+
+def shuffled(directory, at=None, epochs=4):
+    """Trains in Keras's default order until the end of a step, or to the end; tells which rows this worker has seen since."""
+    import tfdist
+    from tests.strategies.laws import SeenRows
+
+    strategy = tfdist.strategy("ring", seed=None)
+    keras.utils.set_random_seed(7)
+    with strategy.scope():
+        layer = SeenRows()
+        model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(1e-5), "mse")
+    strategy.seed = None if at is None else 5  # a job that resumes takes that of the first
+    x = np.arange(40, dtype="float32")[:, None]
+    checkpoints = tfdist.callbacks.DistributedCheckpoint(directory, save_freq=1)
+    callbacks = [checkpoints, *([Interrupt(*at)] if at else [])]
+    try:
+        history = model.fit(x, x, batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks).history["loss"]
+    except Interrupted:
+        checkpoints._writer.wait(60)
+        history = []
+    return {
+        "rows": [sorted(batch) for batch in layer.seen],
+        "loss": history,
+        "weights": np.concatenate([np.ravel(v) for v in state(model)]),
+    }

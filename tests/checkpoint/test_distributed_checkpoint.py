@@ -5,6 +5,7 @@ import os
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfdist
 from tests.checkpoint.cases import Interrupt, Interrupted, compiled, data, state
@@ -62,6 +63,70 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, strateg
     assert history.epoch == [2, 3]
     assert history.history["loss"] == expected[2:]
     assert all(np.array_equal(a, b) for a, b in zip(state(straight), state(resumed)))
+
+
+@pytest.mark.parametrize("at", [(0, 0), (1, 2), (2, 4)])
+def test_in_the_midst_of_an_epoch(tmp_path, strategy, at):
+    straight = compiled(strategy)
+    expected = fit(straight).history
+    interrupted(tmp_path, *at, strategy=strategy, save_freq=1)
+    resumed = compiled(strategy)
+    history = fit(resumed, DistributedCheckpoint(tmp_path, save_freq=1))
+    if strategy is not None and not strategy.is_in_step:
+        assert history.epoch == list(range(at[0], 4))
+        return
+    # The last step of an epoch was taken: it is not repeated for its logs.
+    first = at[0] + (at[1] == 4)
+    assert history.epoch == list(range(first, 4))
+    assert {name: values[first:] for name, values in expected.items()} == history.history
+    assert all(np.array_equal(a, b) for a, b in zip(state(straight), state(resumed)))
+
+
+def test_steps_that_are_executed_together(tmp_path):
+    def train(*callbacks, together):
+        model = compiled()
+        model.compile("adam", "mse", steps_per_execution=together)
+        return fit(model, *callbacks).history["loss"], state(model)
+
+    loss, expected = train(together=2)
+    callback = DistributedCheckpoint(tmp_path, save_freq=1)
+    with pytest.raises(Interrupted):
+        train(callback, Interrupt(1, batch=3), together=2)
+    as_a_new_process(callback)
+    again, found = train(DistributedCheckpoint(tmp_path), together=2)
+    assert again == loss[1:]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found))
+
+
+def test_batches_of_another_size(tmp_path):
+    interrupted(tmp_path, 1, batch=1, save_freq=1)
+    seen = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(batch))
+    x, y = data()
+    model = compiled()
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[DistributedCheckpoint(tmp_path), note])
+    assert seen == list(range(4, 10))  # 2 of 5 batches of 8 rows
+
+
+def test_data_of_unknown_length(tmp_path):
+    def batches():
+        x, y = data()
+        for i in range(0, 40, 8):
+            yield x[i : i + 8], y[i : i + 8]
+
+    def train(*callbacks):
+        model = compiled()
+        spec = (tf.TensorSpec((None, 5)), tf.TensorSpec((None, 3)))
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
+        model.fit(dataset, epochs=3, verbose=0, callbacks=list(callbacks))
+        return state(model)
+
+    expected = train()
+    callback = DistributedCheckpoint(tmp_path, save_freq=1)
+    with pytest.raises(Interrupted):
+        train(callback, Interrupt(0, batch=2))
+    as_a_new_process(callback)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, train(DistributedCheckpoint(tmp_path))))
 
 
 def test_random_generators_go_on(tmp_path):
@@ -197,7 +262,9 @@ def test_an_emergency_in_the_midst_of_an_epoch(tmp_path, strategy):
     with pytest.raises(Interrupted):
         fit(model, callback, Interrupt(1, batch=2))
     callback.emergency()
-    assert written(tmp_path)[-1] == dict(fit_call=1, epoch=1, step=3, epochs=4, is_over=False)
+    assert written(tmp_path)[-1] == dict(
+        fit_call=1, epoch=1, step=3, steps=0 if callback._steps() == 0 else 5, first_epoch=0, epochs=4, is_over=False
+    )
     found = list(checkpoint.load(tmp_path).tensors.items())
     assert len([name for name, _ in found if name.startswith("metrics/")]) == 4  # sums and counts of loss and mae
     if strategy is None:

@@ -125,3 +125,14 @@ def test_one_worker_trains_a_generator_without_losing_a_batch():
         return model.fit(batches(), verbose=0).history["loss"]
 
     assert losses(tfdist.RingAllReduceStrategy()) == losses(tf.distribute.get_strategy())
+
+
+def test_steps_of_an_epoch_are_what_we_pass_over(removed):
+    from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+    iterator = TFEpochIterator(
+        x=np.zeros((10, 2)), batch_size=2, distribute_strategy=tf.distribute.get_strategy(), steps_per_execution=2
+    )
+    steps = list(iterator._enumerate_iterator())
+    assert [step[0] for step in steps] == [0, 2, 4] and iterator.steps_per_execution == 2
+    assert all(next(step[-1], None) is not None for step in steps)

@@ -15,7 +15,7 @@ from tfdist.checkpoint.stopping import StopAgreement
 from tfdist.checkpoint.termination import EXIT_CODE, TerminationNotice
 from tfdist.cluster.store import StoreClient
 from tfdist.errors import ConfigurationError, TfdistError
-from tfdist.strategies import keras_resume, keras_snapshot
+from tfdist.strategies import keras_position, keras_resume, keras_snapshot
 
 _FINAL_SECONDS = 600.0
 _fit_calls = collections.Counter()  # by directory, in this process
@@ -68,14 +68,15 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self._notice = TerminationNotice("fit")
         # Plain values, which a worker that joins a running `fit` is given.
         self._fit_call = self._epochs = self._epoch = self._step = self._since = self._begin = self._passed = 0
-        self._trains = False
+        self._first_epoch = -1
+        self._trains = self._lacks_metrics = False
 
     def on_train_begin(self, logs=None):
         directory = os.path.realpath(self.directory)
         _fit_calls[directory] += 1
         self._fit_call, self._epochs = _fit_calls[directory], (self.params or {}).get("epochs", 1)
         self._epoch = self._step = self._since = self._passed = 0
-        self._metrics, self._trains = {}, False
+        self._metrics, self._missed, self._trains, self._first_epoch = {}, [], False, -1
         self._writer = BackgroundWriter(self.directory, self.keep)
         self._notice.begin()
         self._agreement = _agreement(self.model.distribute_strategy, self.directory)
@@ -83,10 +84,12 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             self._resume()
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._passed and epoch == self._epoch:  # else another callback has decided where to begin
-            keras_resume.restore_metrics(self.model, lambda: keras_snapshot.put_metrics(self.model, self._metrics))
-        else:
+        if epoch != self._epoch:  # another callback has decided where to begin
             self._passed = 0
+        keras_position.pass_over(self._passed, self._missed)
+        self._lacks_metrics = self._passed > 0
+        if self._first_epoch < 0:
+            self._first_epoch = epoch
         self._epoch, self._step, self._passed, self._trains = epoch, self._passed, 0, True
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -95,6 +98,9 @@ class DistributedCheckpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if keras_resume.is_passing():
             return
+        if self._lacks_metrics:
+            keras_resume.add_metrics(self.model, self._metrics)
+            self._lacks_metrics, self._metrics = False, {}
         self._step = batch + 1
         self._since += batch + 1 - self._begin
         if self._agreement.reached((self._epoch, 0, batch), self._notice.is_received):
@@ -150,6 +156,9 @@ class DistributedCheckpoint(keras.callbacks.Callback):
 
     # What the chief does
 
+    def _steps(self):
+        return (self.params or {}).get("steps") or 0
+
     def _is_chief(self):
         return getattr(self.model.distribute_strategy, "is_chief", True)
 
@@ -163,23 +172,26 @@ class DistributedCheckpoint(keras.callbacks.Callback):
     def _save(self, is_over=False):
         if not self._is_chief():
             return
-        position = Position(self._fit_call, self._epoch, self._step, self._epochs, is_over)
+        position = Position(
+            self._fit_call, self._epoch, self._step, self._steps(), self._first_epoch, self._epochs, is_over
+        )
         values = {"position": dataclasses.asdict(position), "data": keras_resume.data_position(self.model)}
         self._writer.submit(keras_snapshot.take(self.model, with_metrics=self._step > 0), values)
 
     def _resume(self):
         found = keras_resume.from_chief(self.model, self._restore)
         if found is not None:
-            self._epoch = found["epoch"]
-            self._passed = keras_resume.go_on(self.model, found["epoch"], found["step"], found["data"])
+            self._epoch, self._first_epoch = found["epoch"], found["first"]
+            self._missed = found["data"]["missed"]
+            num_passed = self._epoch - self._first_epoch
+            self._passed = keras_resume.go_on(self.model, self._epoch, found["step"], num_passed, found["data"])
 
     def _restore(self):
         if checkpoint.latest(self.directory) is None:
             return None
         found = checkpoint.load(self.directory)
-        begin = start(
-            Position(**found.values["position"]), self._fit_call, self._epochs, (self.params or {}).get("steps")
-        )
+        saved = Position(**found.values["position"])
+        begin = start(saved, self._fit_call, self._epochs, self._steps())
         if begin.epoch is None:
             return None
         if begin.restores:
@@ -187,7 +199,9 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             keras_snapshot.put(self.model, found.tensors)
             self._metrics = {name: array for name, array in found.tensors.items() if name.startswith("metrics/")}
             logging.info("Resuming from %s, epoch %d, step %d.", found.path, begin.epoch, begin.step)
-        return {"epoch": begin.epoch, "step": begin.step, "data": found.values["data"]}
+        return {
+            "epoch": begin.epoch, "step": begin.step, "first": saved.first_epoch, "data": found.values["data"],
+        }  # fmt: skip
 
 
 def _agreement(strategy, directory):

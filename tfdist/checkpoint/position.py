@@ -11,6 +11,8 @@ class Position:
       fit_call: int >= 1, the how many-th `fit` of the script that writes into this directory.
       epoch: int >= 0, the epoch that is going on.
       step: int >= 0, how many steps of it are done.
+      steps: int, how many there are; 0 where nobody knows.
+      first_epoch: int, the epoch with which the order of the data began.
       epochs: int, the `epochs` that `fit` was called with.
       is_over: bool, whether that `fit` has ended.
     """
@@ -18,6 +20,8 @@ class Position:
     fit_call: int = 1
     epoch: int = 0
     step: int = 0
+    steps: int = 0
+    first_epoch: int = 0
     epochs: int = 1
     is_over: bool = False
 
@@ -36,7 +40,7 @@ class Start:
     step: int = 0
 
 
-def start(saved, fit_call, epochs, steps=None):
+def start(saved, fit_call, epochs, steps=0):
     """Returns the `Start` of a `fit`.
 
     A `fit` that had ended is not repeated, unless more epochs are asked for; one that a later `fit` has followed is passed
@@ -46,7 +50,7 @@ def start(saved, fit_call, epochs, steps=None):
       saved: the `Position` of the newest checkpoint, or None.
       fit_call: int, the how many-th `fit` this is.
       epochs: int, what it is called with.
-      steps: int, how many steps an epoch has; None where nobody knows.
+      steps: int, how many steps an epoch has; 0 where nobody knows.
     """
     if saved is None or saved.fit_call < fit_call:
         return Start(False)
@@ -54,6 +58,7 @@ def start(saved, fit_call, epochs, steps=None):
         return Start(False, epochs)
     if saved.is_over and saved.epochs == epochs:  # an early stop counts
         return Start(True, epochs)
-    if steps and saved.step >= steps:
+    step = saved.step * steps // saved.steps if steps and saved.steps else saved.step  # batches of another size
+    if steps and step >= steps:
         return Start(True, saved.epoch + 1)
-    return Start(True, saved.epoch, saved.step)
+    return Start(True, saved.epoch, step)

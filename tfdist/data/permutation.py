@@ -16,6 +16,29 @@ import tensorflow as tf
 from tfdist.data import pipeline, rows
 
 
+_SEED = "the data's seed"
+
+
+class Epochs:
+    """Counts the epochs of array data, from 0.
+
+    Args:
+      num_epochs: int, how many were begun.
+    """
+
+    def __init__(self, num_epochs=0):
+        self.num_epochs = num_epochs
+
+    def begin_epoch(self):
+        """Returns the number of the next epoch."""
+        self.num_epochs += 1
+        return self.num_epochs - 1
+
+    def pass_epochs(self, count):
+        """Counts on as if `count` further epochs had been begun."""
+        self.num_epochs += count
+
+
 def share(num_rows, rank, world_size):
     """Returns `(start, stop)` of a worker's contiguous part of `num_rows` rows; sizes differ by at most one."""
     base, extra = num_rows // world_size, num_rows % world_size
@@ -30,8 +53,14 @@ def job_seed(strategy):
     """
     if strategy.seed is None:
         state = hashlib.sha256(repr(random.getstate()).encode()).digest()[:8]
-        strategy.seed = int.from_bytes(strategy.share_bytes(state, name="the data's seed"), "little")
+        strategy.seed = int.from_bytes(strategy.share_bytes(state, name=_SEED), "little")
     return int(strategy.seed) % 2**64
+
+
+def keep_seed(strategy):
+    """Has workers that come later take the seed that the strategy has now."""
+    if strategy.elastic is not None and strategy.is_chief:
+        strategy.elastic.keep(_SEED, (int(strategy.seed) % 2**64).to_bytes(8, "little"))
 
 
 def epoch_order(num_rows, batch_size, shuffle, seed):

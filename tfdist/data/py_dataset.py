@@ -39,6 +39,11 @@ class SharedOrder(keras.utils.PyDataset):
         self._epoch += 1
         self._draw()
 
+    def pass_epochs(self, count):
+        """Goes on as if `count` further epochs were over."""
+        self._epoch += count
+        self._draw()
+
     def _draw(self):
         if self.num_batches is not None:
             self._order = epoch_order(self.num_batches, 1, True, [*self._seed, self._epoch])

@@ -14,7 +14,6 @@ from absl import logging
 
 from tfdist.data import permutation, rows, sharding, shares
 
-
 _LOCAL = threading.local()
 
 
@@ -35,10 +34,9 @@ class Arrays:
         self._epoch = 0  # of the latest iterator
         self._divided = {}  # by (index, count)
 
-    def begin_epoch(self):
-        """Returns the number of the next epoch."""
-        self.num_epochs += 1
-        return self.num_epochs - 1
+    def pass_epochs(self, count):
+        """Counts on as if `count` further epochs had been begun."""
+        self.num_epochs += count
 
     def order(self, epoch):
         """Returns the rows of an epoch in their order, int64."""
@@ -118,12 +116,11 @@ class Part:
 
     def __init__(self, data):
         self._data, self._arrays, self._elastic = data, data.arrays, data.strategy.elastic
-        self.epoch = self._arrays.begin_epoch() if self._arrays else 0
+        self.epoch = self._arrays.num_epochs if self._arrays else 0
         self.batch = 0
         self._first, self._missed = 0, np.zeros(0, np.int64)  # the batches from there on share the missed rows
         self._lost = [self._missed]  # rows that were missed since
         self._has_lost = False
-        self.members = self._elastic.present
         self._divide()
 
     def state(self):
@@ -141,8 +138,21 @@ class Part:
         else:
             while self._data.num_iterators < state["iterators"]:
                 self._data.iterator(0, 1)
-        self.members = self._elastic.present
         self._divide()
+
+    def pass_over(self, num_batches, missed=()):
+        """Goes on `num_batches` further, which nobody trains on; all members do so alike.
+
+        Args:
+          num_batches: int.
+          missed: rows of array data that are to be seen in the batches to come.
+        """
+        if self._arrays:
+            self.go_to({"epoch": self.epoch, "batch": self.batch + num_batches, "missed": missed})
+            return
+        for _ in range(num_batches):
+            next(self._iterator)
+        self.batch += num_batches
 
     @property
     def can_divide(self):
@@ -151,9 +161,8 @@ class Part:
 
     def ready(self):
         """Returns the iterator of the batches to come; all members do at the same place."""
-        present = self._elastic.present
-        if present != self.members and self.can_divide:
-            self.members = present
+        self._begin()
+        if self._elastic.generation != self._divided_in and self.can_divide:  # one may have come back meanwhile
             self._divide()
         return self._iterator
 
@@ -170,6 +179,11 @@ class Part:
         if lost and not self._has_lost:
             self._has_lost = True
             self._say(lost)
+
+    def _begin(self):
+        """Counts the epoch when it is used: Keras makes an iterator at the end of one epoch, and another for the next."""
+        if self._arrays:
+            self._arrays.num_epochs = max(self._arrays.num_epochs, self.epoch + 1)
 
     def _still_missed(self):
         """The rows that are to be added to the batches to come."""
@@ -190,6 +204,7 @@ class Part:
         logging.info("tfdist: the rows of rank %s will be seen by the others %s", ", ".join(map(str, lost)), when)
 
     def _divide(self):
+        self.members, self._divided_in = self._elastic.present, self._elastic.generation
         index, count = self._elastic.share_of_data
         if self._arrays is None:
             self._iterator = self._data.iterator(index, count)
@@ -216,6 +231,7 @@ class Part:
         return self
 
     def __next__(self):
+        self._begin()
         _LOCAL.part = self
         return next(self._iterator)
 

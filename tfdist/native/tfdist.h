@@ -158,6 +158,8 @@ TFDIST_EXPORT int64_t tfdist_group_flag(tfdist_group* group, int32_t index);
 /* For tests: cuts the connection to a peer (its rank in the present generation); raises a signal in the wait for the
  * operations of a step, at point 0 (handed over), 1 (done, not committed) or 2 (committed). */
 TFDIST_EXPORT void tfdist_group_drop(tfdist_group* group, int32_t peer);
+/* For so long peers are asked whether they live as if an operation waited for them. */
+TFDIST_EXPORT void tfdist_group_watch(tfdist_group* group, double seconds);
 TFDIST_EXPORT void tfdist_group_set_fault(tfdist_group* group, int32_t point, int64_t step, int32_t number);
 
 /* How fast this machine moves and adds: memcpy, and sums of float32 (bytes of one array). Each call measures anew, some

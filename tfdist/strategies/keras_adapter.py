@@ -17,6 +17,7 @@ from tfdist.strategies import (
     keras_dealing,
     keras_functions,
     keras_gradients,
+    keras_position,
     keras_saving,
     keras_servers,
     keras_steps,
@@ -44,6 +45,7 @@ WRAPPED = (
     (keras.models, "save_model", keras_saving.save),
     (array_data_adapter.ArrayDataAdapter, "get_tf_dataset", keras_arrays.get_tf_dataset),
     (epoch_iterator.EpochIterator, "_interrupted_warning", keras_dealing.interrupted_warning),
+    (epoch_iterator.EpochIterator, "_enumerate_iterator", keras_position.enumerate_iterator),
     (keras.callbacks.ProgbarLogger, "on_epoch_end", keras_dealing.on_epoch_end),
 )
 

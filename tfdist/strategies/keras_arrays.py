@@ -25,7 +25,10 @@ def get_tf_dataset(original, adapter):
         return _dealt(call, adapter, inputs)
     if call.strategy.elastic is not None:
         source = recut.Arrays(inputs, adapter._num_samples, adapter.batch_size, adapter._shuffle, call.seed)
+        call.orders.append(source)
         return recut.Recutting(call.strategy, arrays=source)
+    epochs = permutation.Epochs()
+    call.orders.append(epochs)
     dataset = permutation.batches(
         inputs,
         num_rows=adapter._num_samples,
@@ -34,6 +37,7 @@ def get_tf_dataset(original, adapter):
         seed=call.seed,
         rank=call.strategy.rank,
         world_size=call.strategy.world_size,
+        next_epoch=epochs.begin_epoch,
     )
     sizes = permutation.batch_sizes(adapter._num_samples, adapter.batch_size)
     return sharding.mark(dataset, shares.of_sizes(sizes, call.strategy.world_size))

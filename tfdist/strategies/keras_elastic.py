@@ -55,21 +55,9 @@ class Fit:
             with self._elastic.membership.store() as store:
                 store.set(POSITION, json.dumps([self._strategy.num_fit_calls, epoch]).encode())
 
-    def start_at(self, epoch, step, part):
-        """Begins at a place that another run has left; to be called on all workers, before the first step.
-
-        Args:
-          epoch: int, Keras's.
-          step: int, how many steps of it are done.
-          part: what `Part.state` gave there.
-        """
-        is_inside = part["batch"] == step and step > 0
-        begin = {**part, "batch": step} if is_inside else {**part, "epoch": part["epoch"] + 1, "batch": 0, "missed": []}
-        self._passes_until = {"epoch": epoch, "part": begin}
-
-    def place(self):
-        """Returns where the data of the epoch stand, for JSON; None before the first step."""
-        return self._part.state() if self._part is not None else None
+    def missed_rows(self):
+        """Returns the rows that lost workers should have seen and others are to see yet, a list of int."""
+        return self._part.state()["missed"] if self._part is not None else []
 
     @property
     def is_passing(self):
@@ -125,8 +113,6 @@ class Fit:
             return True
         part.go_to(meta["part"])
         self._passes_until, self._elastic.is_passing = None, False
-        if "history" not in meta:
-            return False
         history = self._model.history
         history.epoch, history.history = list(meta["history"][0]), dict(meta["history"][1])
         for callback, values in zip(self._callbacks, meta["callbacks"]):
@@ -182,7 +168,6 @@ class Fit:
         return [
             whole[end - value.nbytes : end].view(value.dtype).reshape(value.shape) for value, end in zip(values, ends)
         ]
-
 
     def test_logs(self, model):
         """Returns logs of a validation that is passed over."""
@@ -262,7 +247,9 @@ def keep_history(strategy, history):
     """Keeps what a `fit` returns for workers that come later."""
     if strategy.elastic is not None and strategy.is_chief:
         with strategy.elastic.membership.store() as store:
-            store.set(f"{HISTORY}{strategy.num_fit_calls}", json.dumps([history.epoch, _plain(history.history)]).encode())
+            store.set(
+                f"{HISTORY}{strategy.num_fit_calls}", json.dumps([history.epoch, _plain(history.history)]).encode()
+            )
 
 
 def await_history(strategy):

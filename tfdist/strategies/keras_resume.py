@@ -2,18 +2,20 @@
 
 import json
 
+from tfdist.data import permutation
 from tfdist.errors import TfdistError
-from tfdist.strategies import keras_elastic, keras_snapshot, keras_trainer
+from tfdist.strategies import keras_elastic, keras_position, keras_snapshot, keras_trainer
 from tfdist.strategies.keras_functions import strategy_of
 
 
 def data_position(model):
     """Returns what the order of the data follows from, fit for JSON; see `go_on`."""
-    call = keras_trainer.current_call()
-    if call is None or strategy_of(model) is None:
-        return {}
+    call, strategy = keras_trainer.current_call(), strategy_of(model)
+    if strategy is None or call is None:
+        return {"seed": None, "in_step": True, "missed": []}
     fit = keras_elastic.current_fit()
-    return {"seed": list(call.seed), "part": fit.place() if fit is not None else None}
+    missed = fit.missed_rows() if fit is not None else []
+    return {"seed": list(call.seed), "in_step": strategy.is_in_step, "missed": missed}
 
 
 def is_joining(model):
@@ -28,28 +30,26 @@ def is_passing():
     return fit is not None and fit.is_passing
 
 
-def go_on(model, epoch, step, data):
+def go_on(model, epoch, step, num_passed, data):
     """Has the `fit` that is about to begin start at a place; call it from `on_train_begin` on every worker.
 
     Args:
       model: the model.
       epoch: int.
       step: int, how many steps of that epoch are done.
-      data: what `data_position` returned when the place was left, or {}.
+      num_passed: int, how many epochs were begun before it since the data were drawn in this order.
+      data: what `data_position` returned when the place was left.
 
     Returns:
-      How many steps of the epoch will be passed over, an int: 0 where the data cannot be entered in the midst of an epoch.
+      How many steps of the epoch are to be passed over, an int: 0 where workers took or take batches as they are free.
     """
-    call = keras_trainer.current_call()
-    if strategy_of(model) is not None and call is not None and data.get("seed"):
+    call, strategy = keras_trainer.current_call(), strategy_of(model)
+    if strategy is not None and call is not None and data["seed"]:
         call.seed[:] = data["seed"]  # the order of an epoch is drawn from it when the epoch begins
-        call.strategy.seed, call.strategy.num_fit_calls = data["seed"]
-    model._initial_epoch = epoch
-    fit = keras_elastic.current_fit()
-    if fit is None or not data.get("part"):
-        return 0
-    fit.start_at(epoch, step, data["part"])
-    return step if data["part"]["batch"] == step else 0
+        strategy.seed, strategy.num_fit_calls = data["seed"]
+        permutation.keep_seed(strategy)
+    keras_position.start_at(model, epoch, num_passed)
+    return step if data["in_step"] and (strategy is None or strategy.is_in_step) else 0
 
 
 def from_chief(model, restore, parts=("model", "optimizer")):
@@ -91,11 +91,6 @@ def from_chief(model, restore, parts=("model", "optimizer")):
     return answer["found"]
 
 
-def restore_metrics(model, put):
-    """Has the chief call `put`, which changes the metrics' counts, and gives them to all; for workers that are in step.
-
-    Others count their own steps, and begin with none.
-    """
-    strategy = strategy_of(model)
-    if strategy is None or strategy.is_in_step:
-        from_chief(model, lambda: put() or {}, ["metrics"])
+def add_metrics(model, tensors):
+    """Adds to the metrics what the chief's `tensors` tell of the steps before; all workers call it after the same step."""
+    from_chief(model, lambda: keras_snapshot.add_metrics(model, tensors) or {}, ["metrics"])

@@ -50,12 +50,15 @@ def put(model, tensors):
             variable.assign(array)
 
 
-def put_metrics(model, tensors):
-    """Makes the metrics' counts those of `tensors`, if they are there and fit."""
+def add_metrics(model, tensors):
+    """Adds the metrics' counts in `tensors` to those that there are, if they are of the same metrics.
+
+    Keras makes a metric's variables in its first step. They are sums: of values, weights, hits.
+    """
     arrays, variables = list(_of("metrics", tensors).values()), model.metrics_variables
     if [a.shape for a in arrays] == [tuple(v.shape) for v in variables]:
         for variable, array in zip(variables, arrays):
-            variable.assign(array)
+            variable.assign(variable.numpy() + array)
 
 
 def share(strategy, model, root, parts):

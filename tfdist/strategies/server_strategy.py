@@ -160,7 +160,8 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         """Returns the `tfdist.data.dealer.Dealer` that hands out the pieces of an epoch, the same one at each call."""
         if self._dealer is None:
             name = f"strategy {self._number}"
-            self._dealer = dealer.Dealer(1) if self.world_size == 1 else dealer.for_job(cluster.current(), name)
+            is_alone, watch = self.world_size == 1, self.worker_group.watch
+            self._dealer = dealer.Dealer(1) if is_alone else dealer.for_job(cluster.current(), name, watch)
         return self._dealer
 
     def leave_epoch(self):
