@@ -109,6 +109,7 @@ class Client {
   int ask(Store* store, size_t server, RequestKind kind, int slot, const tfdist_exchange* call);
   void ask_all(Store* store, RequestKind kind, int slot, const tfdist_exchange* call, Failure* failure);
   int send(Side* side, size_t server, const RequestHeader& header);
+  int misunderstood(Side* side, Channel* channel);
   int receive_header(Side* side, Channel* channel);
   int receive_pieces(Side* side, Channel* channel, bool to_window);
   void receive_all(Store* store, bool is_of_parameters, Failure* failure);
