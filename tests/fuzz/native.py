@@ -38,7 +38,11 @@ def build(folder, targets=tuple(TARGETS), libfuzzer=None):
     """
     compiler = libfuzzer or os.environ.get("CXX", "g++")
     flags = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-O1", "-g", "-std=c++17", "-ffp-contract=off"]
-    flags += [f"-I{NATIVE}", f"-I{HERE}", *(["-fsanitize=fuzzer-no-link"] if libfuzzer else ["-Wall", "-Wextra", "-Werror"])]
+    flags += [
+        f"-I{NATIVE}",
+        f"-I{HERE}",
+        *(["-fsanitize=fuzzer-no-link"] if libfuzzer else ["-Wall", "-Wextra", "-Werror"]),
+    ]
     sources = {source for target in targets for source in _sources(target, libfuzzer)}
 
     def compile_one(source):
