@@ -30,7 +30,7 @@ IS_MACOS = sys.platform == "darwin"
 SUFFIX = ".dylib" if IS_MACOS else ".so"
 # Library name -> the source folders it is made of, in link order.
 LIBRARIES = {
-    "tfdist_core": ("common", "transport", "engine", "parameter_server"),
+    "tfdist_core": ("common", "transport", "elastic", "engine", "parameter_server"),
     "tfdist_tensorflow": ("tensorflow_ops",),
 }
 

@@ -15,6 +15,7 @@ WITHOUT_TENSORFLOW = [
     "tfdist.observe.activity",
     "tfdist.simulate.command",
     "tfdist.staleness",
+    "tfdist.testing",
 ]
 
 

@@ -24,7 +24,7 @@ _EXPORTS = {
     "local_rank": "tfdist.cluster",
     "is_chief": "tfdist.cluster",
 }
-_SUBMODULES = ("callbacks", "cluster", "collectives", "comm", "data", "errors", "launch", "strategies")
+_SUBMODULES = ("callbacks", "cluster", "collectives", "comm", "data", "errors", "launch", "strategies", "testing")
 
 __all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
 

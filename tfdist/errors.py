@@ -42,6 +42,10 @@ class WorkerLostError(TransportError):
         self.rank = rank
 
 
+class BelowMinimumWorkersError(TransportError):
+    """So many workers were lost that fewer than min_workers are left."""
+
+
 class MismatchError(TfdistError):
     """Ranks disagree about shape, dtype, model or step; the text names rank, tensor and both values."""
 

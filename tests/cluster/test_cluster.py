@@ -49,6 +49,16 @@ def test_a_wrong_number_of_sockets_is_named(text):
     assert variables.sockets_per_peer({}) == 1 and variables.sockets_per_peer({"TFDIST_SOCKETS_PER_PEER": "16"}) == 16
 
 
+@pytest.mark.parametrize("text", ["-1", "0.01", "1e9", "soon", "nan"])
+def test_a_heartbeat_that_makes_no_sense_is_named(text):
+    with pytest.raises(
+        ConfigurationError, match=f"TFDIST_HEARTBEAT_SECONDS is expected to be .* 0.1 to 3600.*'{text}'"
+    ):
+        variables.heartbeat_seconds({"TFDIST_HEARTBEAT_SECONDS": text})
+    assert variables.heartbeat_seconds({}) == 2.0
+    assert variables.heartbeat_seconds({"TFDIST_HEARTBEAT_SECONDS": "0"}) == 0
+
+
 def test_timeout_reaches_the_cluster():
     assert resolve({}).timeout is None
     assert resolve({"TFDIST_TIMEOUT": "1.5"}).timeout == 1.5

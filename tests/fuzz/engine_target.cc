@@ -47,6 +47,7 @@ class Target {
     options.sockets = mine;
     options.sockets_per_peer = num_streams_;
     options.timeout_seconds = 60;
+    options.heartbeat_seconds = 30;
     group_ = tfdist_group_create(&options);
     if (group_ == nullptr) fuzz::die("no group");
     load();
@@ -137,7 +138,7 @@ const std::array<Known, 2>& known_of(uint8_t choice) {
 std::string frame(Reader* reader, uint8_t how, const std::array<Known, 2>& known) {
   FrameHeader header;
   const uint8_t type = reader->byte(), tag = reader->byte();
-  header.type = static_cast<FrameType>((how & kKeepMagic) ? type : 1 + (type - 1u) % 7);
+  header.type = static_cast<FrameType>((how & kKeepMagic) ? type : 1 + (type - 1u) % 9);
   header.message = reader->byte();
   header.offset = reader->number<uint32_t>();
   header.length = reader->number<uint32_t>();
@@ -200,7 +201,7 @@ std::vector<std::string> fuzz::seeds() {
     all.push_back(both);
     all.push_back(both + record(0, 6, 0, 0, 0, 0) + record(1, 6, 0, 0, 0, 0));  // goodbye
     std::string talk(1, static_cast<char>(choice));
-    for (int type = 2; type <= 7; ++type) talk += record(0, type, type % 3, 2, 1, 30);
+    for (int type = 2; type <= 9; ++type) talk += record(0, type, type % 3, 2, 1, 30);
     all.push_back(talk);
     all.push_back(std::string(1, static_cast<char>(choice)) + record(0, 5, 0, 2, 1, 10));  // an abort
     all.push_back(std::string(1, static_cast<char>(choice)) + record(kCutShort, 1, 0, 0, 0, bytes));

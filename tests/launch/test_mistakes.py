@@ -30,6 +30,18 @@ BAD = {
     "node": (["run", "--nodes", "2", "--node-rank", "2", "--address", "a:1", __file__], "Received: --node-rank 2"),
     "no address": (["run", "--nodes", "2", __file__], "--address is expected with --nodes 2"),
     "bad address": (["run", "--nodes", "2", "--address", "a", __file__], "--address is expected to be host:port"),
+    "too many wanted": (["run", "--min-workers", "3", __file__], "Received: --min-workers 3, 2 workers"),
+    "too few places": (["run", "--max-workers", "1", __file__], "Received: --max-workers 1, 2 workers, --nodes 1"),
+    "places that cannot be divided": (
+        ["run", "-n1", "--max-workers", "3", "--nodes", "2", "--address", "a:1", __file__],
+        "--max-workers is expected to be a multiple of --nodes and at least the number of workers. Received: "
+        "--max-workers 3, 2 workers, --nodes 2",
+    ),
+    "a fault that is none": (["run", "--inject", "kill:rank=x", __file__], "rank of kill is expected to be an integer"),
+    "a fault of nobody": (
+        ["run", "--inject", "kill:rank=2,step=1", __file__],
+        "the rank of a fault is expected to be less than the number of workers. Received: --inject kill:rank=2,step=1, 2",
+    ),
     "unknown strategy": (["run", "--strategy", "rnig", __file__], "Received: 'rnig'. Did you mean 'ring'?"),
     "no server": (["run", "--servers", "0", __file__], "an integer >= 1 is expected. Received: '0'"),
     "mirrored with servers": (
@@ -63,6 +75,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(row, tmp_path):
         ),
         ({"TFDIST_NUM_SERVERS": "2"}, "TFDIST_NUM_SERVERS is expected not to be set where `tfdist run` starts"),
         ({"TFDIST_SERVER": "0"}, "TFDIST_SERVER is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_INCARNATION": "1"}, "TFDIST_INCARNATION is expected not to be set where `tfdist run` starts"),
+        ({"TFDIST_INITIAL_WORKERS": "1"}, "TFDIST_INITIAL_WORKERS is expected not to be set where"),
+        ({"TFDIST_RECOVER": "yes"}, "TFDIST_RECOVER is expected to be 0 or 1. Received: TFDIST_RECOVER='yes'"),
+        ({"TFDIST_MIN_WORKERS": "3"}, "--min-workers is expected to be at most the number of workers"),
+        ({"TFDIST_FAULTS": "x"}, "TFDIST_FAULTS is expected to be what FaultInjector.environment() gives"),
         ({"TFDIST_PORT": "70000"}, "TFDIST_PORT is expected to be from 1 to 65535"),
         ({"TFDIST_SECRET": "a", "TFDIST_SECRET_FILE": "b"}, "are expected not to be set both"),
         ({"TFDIST_SECRET_FILE": "/no/such"}, "TFDIST_SECRET_FILE is expected to name a file"),
@@ -92,7 +109,7 @@ def test_a_secret_in_a_file_stays_there(script, tmp_path):
 def test_help_is_short():
     for arguments in (["--help"], ["run", "--help"]):
         run = tfdist(*arguments)
-        assert run.returncode == 0 and run.stdout.startswith("usage: tfdist") and run.stdout.count("\n") < 30
+        assert run.returncode == 0 and run.stdout.startswith("usage: tfdist") and run.stdout.count("\n") < 45
     assert tfdist().returncode == 2
     assert tfdist("--version").stdout.startswith("tfdist ")
 

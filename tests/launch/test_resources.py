@@ -43,5 +43,5 @@ def test_each_worker_gets_a_gpu_of_its_own(monkeypatch):
     assert [resources.gpu_variables(rank, 2)["CUDA_VISIBLE_DEVICES"] for rank in range(3)] == ["0", "1", "0"]
     monkeypatch.setattr("tfdist.launch.job.num_gpus", lambda: 4)
     job = Job(("x.py",), num_workers=2)
-    assert job.environment(1, "a:1", b"s", {})["CUDA_VISIBLE_DEVICES"] == "1"
-    assert job.environment(1, "a:1", b"s", {"CUDA_VISIBLE_DEVICES": "3"})["CUDA_VISIBLE_DEVICES"] == "3"
+    assert job.environment(1, 0, "a:1", b"s", {})["CUDA_VISIBLE_DEVICES"] == "1"
+    assert job.environment(1, 0, "a:1", b"s", {"CUDA_VISIBLE_DEVICES": "3"})["CUDA_VISIBLE_DEVICES"] == "3"

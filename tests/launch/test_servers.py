@@ -74,7 +74,7 @@ def test_the_job_ends_with_its_workers_and_the_servers_exit_code_does_not_count(
 def test_a_server_that_ends_before_the_workers_ends_the_job(script, server_script, ending, code, text):
     server = server_script(SERVE.replace("while not ended", f"if index == '1':\n    {ending}\nwhile not ended"))
     start = time.monotonic()
-    run = tfdist("run", "-n", "2", "--servers", "2", script(MEET + "time.sleep(60)"), server=server)
+    run = tfdist("run", "-n", "2", "--servers", "2", "--no-recover", script(MEET + "time.sleep(60)"), server=server)
     assert time.monotonic() - start < 10
     assert run.returncode == code
     assert re.match(f"server 1 ended before the workers: {text}", _last(run)), run.stderr
@@ -155,3 +155,41 @@ def test_servers_run_on_node_0_until_the_workers_of_all_nodes_have_ended(script,
         assert (first.returncode, second.returncode) == (0, 0), first.stderr + stderr
         assert stdout == "[1] b'here'\n"
         assert [line for line in first.stdout.splitlines() if "pid" not in line] == ["[0] b'here'", "[s0] server ends"]
+
+
+AGAIN = """
+incarnation = int(os.environ["TFDIST_INCARNATION"])
+store.set(f"incarnation/{index}/{incarnation}", b"")
+store.set(f"parameter_server/{index}", f"{incarnation}".encode())
+"""
+
+
+def test_a_server_that_is_killed_is_started_again(script, server_script):
+    """More often than a place that keeps failing: each of its lives has come to where workers find it."""
+    server = server_script(
+        SERVE.replace("while not", AGAIN + "if incarnation < 5:\n    os.kill(os.getpid(), 9)\nwhile not")
+    )
+    path = script(MEET + "store.get('incarnation/0/5')")
+    run = tfdist("run", "-n", "2", "--servers", "1", "--max-restarts", "9", path, server=server)
+    assert run.returncode == 0, run.stderr
+    said = [line for line in run.stderr.splitlines() if line.startswith("tfdist run: ")]
+    assert len(said) == 5 and all(
+        re.match("tfdist run: server 0 was killed by SIGKILL .* started again in", line) for line in said
+    )
+    assert_gone(pids_in(run.stdout.splitlines()))
+
+
+def test_a_server_that_is_given_up_ends_the_job(script, server_script):
+    server = server_script("os.kill(os.getpid(), 9)")
+    run = tfdist("run", "-n", "1", "--servers", "1", script(MEET + "time.sleep(60)"), server=server)
+    assert run.returncode == 137
+    assert re.match(r"server 0 ended before the workers: it was killed by SIGKILL .* It is not started again, for 3 times",
+                    _last(run)), run.stderr  # fmt: skip
+
+
+def test_a_server_that_fails_by_itself_still_ends_the_job(script, server_script):
+    server = server_script(SERVE.replace("while not", "os._exit(3)\nwhile not"))
+    run = tfdist("run", "-n", "2", "--servers", "1", script(MEET + "time.sleep(60)"), server=server)
+    assert run.returncode == 3 and _last(run).startswith(
+        "server 0 ended before the workers: it failed with exit code 3"
+    )

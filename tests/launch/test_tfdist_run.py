@@ -154,7 +154,7 @@ def test_a_killed_worker_is_named_with_its_signal(script):
         time.sleep(60)
         """
     )
-    with running("run", "-n", "2", path, lines=2) as launcher:
+    with running("run", "-n", "2", "--no-recover", path, lines=2) as launcher:
         pids = {line[1]: pid for line, pid in zip(launcher.first_lines, pids_in(launcher.first_lines))}
         os.kill(pids["1"], signal.SIGKILL)
         start = time.monotonic()
@@ -175,7 +175,7 @@ def test_a_segmentation_fault_shows_where(script):
         deep() if rank else time.sleep(60)
         """
     )
-    run = tfdist("run", "-n", "2", path)
+    run = tfdist("run", "-n", "2", "--no-recover", path)
     assert run.returncode == 128 + signal.SIGSEGV
     last = run.stderr.rpartition("tfdist run: ")[2]
     assert "killed by SIGSEGV" in last and "in deep" in last

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +24,7 @@ namespace {
 bool shares_memory = false;
 int num_sockets = 1;   // of each pair of ranks
 int buffer_bytes = 0;  // of a socket; 0: the system's
+double heartbeat_seconds = 0;
 
 tfdist_group* create(int rank, int world_size, const int* sockets, const int* segments, double timeout) {
   tfdist_group_options options{};
@@ -33,6 +35,7 @@ tfdist_group* create(int rank, int world_size, const int* sockets, const int* se
   options.segments = segments;
   options.timeout_seconds = timeout;
   options.is_eager = rank % 2;  // both kinds meet
+  options.heartbeat_seconds = heartbeat_seconds;
   return tfdist_group_create(&options);
 }
 
@@ -272,6 +275,86 @@ void test_garbage() {
   }
 }
 
+// Whose training thread is late, yet whose engine lives, is waited for, however short the heartbeat.
+void test_slow_is_not_silent() {
+  heartbeat_seconds = 0.4;
+  auto groups = connect(3, 60);
+  on_every_rank(groups, [&](int rank, tfdist_group* group) {
+    const int plan = load_ring(group, rank, 3);
+    std::vector<float> values(300000, 1.0f);
+    const tfdist_span span{values.data(), 300000};
+    const tfdist_operation operation = sum_of(plan, 300000, 1);
+    if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1300));
+    const int64_t ticket = tfdist_start(group, &operation, &span, 1, nullptr);
+    CHECK(ticket > 0 && tfdist_wait(group, ticket, -1, 1) == TFDIST_OK);
+    CHECK(tfdist_finish(group, ticket, &span, 1) == TFDIST_OK && values[299999] == 3.0f);
+    tfdist_group_close(group, nullptr);
+    tfdist_group_release(group);
+  });
+  heartbeat_seconds = 0;
+}
+
+// A group of rank 0 whose peers say nothing: `others` are their ends of the sockets.
+tfdist_group* among_mutes(int world_size, std::vector<int>* others) {
+  std::vector<int> fds{-1};
+  for (int rank = 1; rank < world_size; ++rank) {
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    fds.push_back(pair[0]);
+    others->push_back(pair[1]);
+  }
+  return create(0, world_size, fds.data(), nullptr, 60);
+}
+
+// Nothing comes from a peer, nor does it take anything: it is lost, and the text says to whom and in what.
+void test_silence() {
+  heartbeat_seconds = 0.3;
+  for (const bool is_blocked : {false, true}) {
+    std::vector<int> others;
+    tfdist_group* group = among_mutes(2, &others);
+    const int64_t elements = is_blocked ? 4000000 : 4;
+    tfdist_operation operation = sum_of(load_ring(group, 0, 2), elements, 1);
+    operation.step = 7;
+    const int64_t ticket = tfdist_start(group, &operation, nullptr, 0, nullptr);
+    CHECK(ticket > 0 && tfdist_wait(group, ticket, -1, 1) == TFDIST_LOST);
+    char text[4096];
+    int32_t peer = -1;
+    CHECK(tfdist_group_error(group, &peer, text, sizeof(text)) == TFDIST_LOST && peer == 1);
+    CHECK(std::strstr(text, "lost rank 1") && std::strstr(text, "it has been silent for 0."));
+    CHECK(std::strstr(text, "while rank 0 waited in test") && std::strstr(text, "at step 7"));
+    const auto begin = std::chrono::steady_clock::now();
+    tfdist_group_close(group, nullptr);  // though what it has for that peer cannot leave
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(1500));
+    tfdist_group_release(group);
+    close(others[0]);
+  }
+  heartbeat_seconds = 0;
+}
+
+// Who says nothing but goes on taking what it is sent is behind a slow link.
+void test_slow_link_is_not_silent() {
+  heartbeat_seconds = 0.3;
+  std::vector<int> others;
+  tfdist_group* group = among_mutes(2, &others);
+  std::thread reader([&] {
+    std::vector<char> bytes(16384);
+    for (int i = 0; i < 60; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      CHECK(read(others[0], bytes.data(), bytes.size()) > 0);
+    }
+    close(others[0]);
+  });
+  const tfdist_operation operation = sum_of(load_ring(group, 0, 2), 4000000, 1);
+  const int64_t ticket = tfdist_start(group, &operation, nullptr, 0, nullptr);
+  CHECK(ticket > 0 && tfdist_wait(group, ticket, -1, 1) == TFDIST_LOST);
+  char text[4096];
+  tfdist_group_error(group, nullptr, text, sizeof(text));
+  CHECK(std::strstr(text, "connection was closed") != nullptr);
+  reader.join();
+  tfdist_group_release(group);
+  heartbeat_seconds = 0;
+}
+
 }  // namespace
 
 // Not inlined: the compiler takes malloc and free in them for a mismatch.
@@ -293,8 +376,11 @@ int main() {
     test_failures();
     test_steady_state();
     test_bad_plans();
+    test_slow_is_not_silent();
   }
   num_sockets = 1;
   test_garbage();
+  test_silence();
+  test_slow_link_is_not_silent();
   std::puts("engine_test: all checks held");
 }

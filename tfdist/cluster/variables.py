@@ -4,6 +4,10 @@ Set by `tfdist run` for its workers, all or none:
     TFDIST_RANK, TFDIST_WORLD_SIZE               this worker, and how many there are
     TFDIST_LOCAL_RANK, TFDIST_LOCAL_WORLD_SIZE   the same, among the workers of this host
     TFDIST_STORE                                 "host:port" of the rendezvous store
+    TFDIST_INITIAL_WORKERS   how many the job starts with, ranks 0 to this - 1; the other ranks are free places
+    TFDIST_INCARNATION       0 in the first process that has this place, then 1, 2, ...; servers have it too
+    TFDIST_RECOVER           1: the job goes on without a worker that is lost; 0: it ends. Yours, 0, is --no-recover
+    TFDIST_MIN_WORKERS       fewer workers than these end the job; yours is the default of --min-workers
 and, where the job has parameter servers (--servers), or a strategy starts them:
     TFDIST_NUM_SERVERS   how many there are; for workers and servers
     TFDIST_SERVER        in a server, instead of TFDIST_RANK: which one it is, from 0
@@ -14,12 +18,14 @@ Set by you where the default does not fit:
     TFDIST_ADDRESS       the address of this host at which the other workers reach this one
     TFDIST_PORT          the port of the store, under Slurm, MPI and torchrun
     TFDIST_TIMEOUT       seconds to wait for other workers in a collective, and at most 120 of them at the start
+    TFDIST_HEARTBEAT_SECONDS  how long a worker may be silent, though asked, before it counts as lost; default: 2; 0: for ever
     TFDIST_TRANSPORT     how workers of one host exchange data: auto, shm (shared memory, or an error) or tcp
     TFDIST_SOCKETS_PER_PEER  how many sockets, 1 to 16, two workers share; rank 0's holds; default: 1
     TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
     TFDIST_PLAN          a file: where it exists its rates are used, else those measured are saved to it, so that later
                          jobs make the same choices; or "default": nothing is measured, ordinary rates are used
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
+    TFDIST_FAULTS        faults that `tfdist.testing.FaultInjector` has scheduled, as JSON; for tests
 An empty variable counts as not set.
 """
 
@@ -29,6 +35,7 @@ from tfdist.errors import ConfigurationError
 
 TRANSPORTS = ("auto", "shm", "tcp")
 DEFAULT_PLAN = "default"
+DEFAULT_HEARTBEAT_SECONDS = 2.0
 
 
 def integer(environ, name, default=None):
@@ -103,6 +110,48 @@ def timeout(environ):
     return value
 
 
+def recover(environ, default=True):
+    """Reads TFDIST_RECOVER, a bool; `default` where it is not set."""
+    text = environ.get("TFDIST_RECOVER", "")
+    if text not in ("", "0", "1"):
+        raise ConfigurationError(
+            f"TFDIST_RECOVER is expected to be 0 or 1. Received: TFDIST_RECOVER={text!r}. Correct it, or unset it."
+        )
+    return text == "1" if text else default
+
+
+def min_workers(environ):
+    """Returns TFDIST_MIN_WORKERS, 1 where it is not set."""
+    return max(1, integer(environ, "TFDIST_MIN_WORKERS", 1))
+
+
+def incarnation(environ):
+    """Returns TFDIST_INCARNATION, 0 where it is not set."""
+    return integer(environ, "TFDIST_INCARNATION", 0)
+
+
+def initial_workers(environ, world_size):
+    """Returns TFDIST_INITIAL_WORKERS, `world_size` where it is not set."""
+    return integer(environ, "TFDIST_INITIAL_WORKERS", world_size)
+
+
+def heartbeat_seconds(environ):
+    """Returns TFDIST_HEARTBEAT_SECONDS, 2.0 where it is not set; 0 means that silence proves nothing."""
+    text = environ.get("TFDIST_HEARTBEAT_SECONDS", "")
+    if not text:
+        return DEFAULT_HEARTBEAT_SECONDS
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value != 0 and not 0.1 <= value <= 3600:
+        raise ConfigurationError(
+            "TFDIST_HEARTBEAT_SECONDS is expected to be a number of seconds from 0.1 to 3600, or 0. "
+            f"Received: TFDIST_HEARTBEAT_SECONDS={text!r}. Correct it, or unset it."
+        )
+    return value
+
+
 def transport(environ):
     """Reads TFDIST_TRANSPORT: "auto" where it is not set."""
     value = environ.get("TFDIST_TRANSPORT", "") or "auto"
@@ -139,3 +188,8 @@ def algorithm(environ, known):
 def plan(environ):
     """Reads TFDIST_PLAN, a path or `DEFAULT_PLAN`; None where it is not set."""
     return environ.get("TFDIST_PLAN", "") or None
+
+
+def faults(environ):
+    """Reads TFDIST_FAULTS, JSON; None where it is not set. See `tfdist.testing.fault.from_environment`."""
+    return environ.get("TFDIST_FAULTS", "") or None

@@ -15,8 +15,10 @@ from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS, Group
 from tfdist.errors import TfdistError
 
 _RENDEZVOUS_SECONDS = 120.0
+_TEMPORARY_FAILURE = 75  # EX_TEMPFAIL: the launcher starts this worker again
 _lock = threading.Lock()  # guards _group
 _group = None
+_membership = None
 
 
 def default_group(timeout=None):
@@ -39,14 +41,21 @@ def default_group(timeout=None):
         return _group
 
 
+def membership():
+    """Returns the `tfdist.elastic.membership.Membership` of the default group, or None where its members do not change."""
+    return _membership
+
+
 def reset_default_group():
     """Leaves the group, so that the next `default_group` forms a new one (on every rank)."""
-    global _group
+    global _group, _membership
     with _lock:
         if _group is not None:
             _group.close()
             atexit.unregister(_leave)
-        _group = None
+        if _membership is not None:
+            _membership.close()
+        _group = _membership = None
 
 
 def _form(cluster, timeout):
@@ -62,6 +71,8 @@ def _form(cluster, timeout):
     if cluster.serves_store:
         host, port = parse_address(cluster.store_address)
         atexit.register(StoreServer(host, port, secret=cluster.secret).close)
+    if variables.recover(os.environ, default=False):
+        return _form_elastic(cluster, timeout, algorithm)
     group = _connect(cluster, timeout)
     try:
         group.algorithm = algorithm
@@ -72,6 +83,25 @@ def _form(cluster, timeout):
     except BaseException as error:
         group.close(f"rank {group.rank} failed: {type(error).__name__}: {error}")
         raise
+    return group
+
+
+def _form_elastic(cluster, timeout, algorithm):
+    from tfdist.elastic import forming
+
+    global _membership
+    group, _membership = forming.form(
+        cluster, timeout=timeout, rendezvous_timeout=min(timeout, _RENDEZVOUS_SECONDS), algorithm=algorithm
+    )
+    hook = sys.excepthook
+
+    def leave_to_come_back(kind, error, traceback):
+        hook(kind, error, traceback)
+        if _membership is not None and _membership.is_excluded:
+            sys.stderr.flush()
+            os._exit(_TEMPORARY_FAILURE)
+
+    sys.excepthook = leave_to_come_back
     return group
 
 

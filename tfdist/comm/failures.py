@@ -6,6 +6,7 @@ import re
 
 from tfdist.comm import library
 from tfdist.errors import (
+    BelowMinimumWorkersError,
     CollectiveTimeoutError,
     ConfigurationError,
     MismatchError,
@@ -19,14 +20,18 @@ from tfdist.errors import (
 _REMEDIES = {
     library.TIMEOUT: "See what that rank does; if it is only slow, raise TFDIST_TIMEOUT or timeout= (seconds).",
     library.LOST: "Look at that rank's own output for the cause, then restart the job.",
+    library.RAISED: "Look at that rank's own output for the cause, then restart the job.",
     library.MISMATCH: "Run the same script, model and data pipeline on every rank, and let every rank take every step.",
+    library.BELOW_MINIMUM: "Start the job again with DistributedCheckpoint to go on from there, or lower --min-workers.",
     library.CLOSED: "Make a new group or strategy.",
     library.INVALID: "This is a fault of tfdist; please report it.",
 }
 _CLASSES = {
     library.TIMEOUT: CollectiveTimeoutError,
     library.LOST: WorkerLostError,
+    library.RAISED: WorkerLostError,
     library.MISMATCH: MismatchError,
+    library.BELOW_MINIMUM: BelowMinimumWorkersError,
     library.CLOSED: TransportError,
     library.INVALID: ConfigurationError,
 }
@@ -40,7 +45,7 @@ _TEXT_BYTES = 1 << 17
 def make_error(code, peer, text):
     """Returns the exception for a native failure: its code, the peer it is about (or -1) and its text."""
     message = f"{text.rstrip('. ')}. {_REMEDIES[code]}"
-    if code == library.LOST:
+    if code in (library.LOST, library.RAISED):
         return WorkerLostError(message, rank=peer)
     return _CLASSES[code](message)
 
@@ -61,7 +66,7 @@ def from_tensorflow(error):
         return None
     if found[1] in _OF_SERVERS:
         return _OF_SERVERS[found[1]](found[3])
-    codes = {kind.__name__: code for code, kind in _CLASSES.items()}
+    codes = {kind.__name__: code for code, kind in reversed(_CLASSES.items())}
     return make_error(codes[found[1]], int(found[2]), found[3])
 
 

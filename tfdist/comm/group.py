@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ import time
 
 import numpy as np
 
+from tfdist.cluster import variables
 from tfdist.collectives import Topology
 from tfdist.comm import library
 from tfdist.comm.failures import raise_failure
@@ -44,6 +46,8 @@ class Group:
         not shared; the caller closes them.
       generation: int, of the membership; frames of another one are refused.
       topology: the `Topology`, equal on all ranks; None: one host of all ranks, which share memory where `segments` do.
+      slots: None, or `Slots` of a group whose members may change (`tfdist.elastic`). Then `rank` and `world_size`, like
+        everything above, are those of the present members, while the group's own `rank` and `world_size` speak of slots.
 
     Raises:
       ConfigurationError: an argument is out of range, or the native library does not load.
@@ -59,24 +63,79 @@ class Group:
         segments=None,
         generation=0,
         topology=None,
+        slots=None,
     ):
         if not 0 <= rank < world_size:
             raise ConfigurationError(
                 f"rank is expected to be in [0, world_size). Received: rank={rank}, world_size={world_size}. "
                 "Check the variables that describe the cluster with `tfdist doctor`."
             )
-        self.rank, self.world_size = rank, world_size
+        self.rank = rank if slots is None else slots.members[rank]
+        self.world_size = world_size if slots is None else slots.count
+        self.members = tuple(range(world_size)) if slots is None else slots.members
         self.id = 0
         self.native = None
         self.timeout = timeout
         self._first_thread = None
         self._kept = []  # arrays that a failed operation may still be sending
         topology = _checked(topology, world_size, segments)
-        if world_size > 1:
-            self.native = _create(rank, world_size, sockets, segments, generation, self._timeout)
+        options = _options(rank, world_size, sockets, segments, generation, timeout, slots)
+        if self.world_size > 1:
+            self.native = library.core().tfdist_group_create(ctypes.byref(options))
+            if self.native is None:
+                raise _refused(rank, world_size, segments)
             self.id = library.core().tfdist_group_id(self.native)
         num_sockets = max([len(peer) for peer in sockets if peer is not None], default=1)
-        self._plans = Plans(self.native, rank, topology, num_sockets)
+        self._plans = Plans(self.native, rank, topology, num_sockets, self.members, self.world_size)
+        self.is_elastic = slots is not None and self.native is not None
+        if self.is_elastic:
+            library.core().tfdist_group_set_commit_plan(self.native, self.all_reduce_plan(32, "recursive_doubling"))
+
+    def reform(self, formed, members, generation, counts=(), *, starts_anew=False):
+        """Goes on with other members: what all of the old ones have stays, every other open collective is done again.
+
+        Args:
+          formed: the `comm.mesh.Mesh` of the new members; its segments are the caller's to close.
+          members: tuple of slots, this group's rank among them.
+          generation: int, the new one.
+          counts: dict of channel -> how many of its collectives some old member has committed.
+          starts_anew: nothing is open, and new members count collectives from 0 with us.
+
+        Raises:
+          ConfigurationError: the native core refuses.
+        """
+        core, members = library.core(), tuple(members)
+        rank, world_size = members.index(self.rank), len(members)
+        slots = Slots(members, self.world_size)
+        options = _options(rank, world_size, formed.sockets, formed.segments, generation, self._timeout, slots)
+        with self._plans.lock:
+            if core.tfdist_group_prepare(self.native, ctypes.byref(options)) != library.OK:
+                raise _refused(rank, world_size, formed.segments)
+            native = self.native
+            self._plans.reload(
+                rank, formed.topology, members, lambda *table: core.tfdist_group_load_next_plan(native, *table)
+            )
+            channels = (ctypes.c_uint64 * len(counts))(*counts)
+            values = (ctypes.c_int64 * len(counts))(*(dict(counts).values()))
+            code = core.tfdist_group_reform(native, channels, values, len(counts), int(starts_anew))
+        if code != library.OK:
+            raise ConfigurationError("collectives were expected not to be under way where a worker joins. Received: some.")
+        self.members = members
+
+    @property
+    def committed_generation(self):
+        """The generation in which the last finished collective was done: equal on all members at one place of the program."""
+        return library.core().tfdist_group_committed_generation(self.native) if self.is_elastic else 0
+
+    @property
+    def step_generation(self):
+        """The generation in which the last gradients were reduced; see `committed_generation`."""
+        return library.core().tfdist_group_step_generation(self.native) if self.is_elastic else 0
+
+    @property
+    def chief(self):
+        """The slot of the senior member."""
+        return self.members[0]
 
     @property
     def timeout(self):
@@ -98,6 +157,10 @@ class Group:
     def topology(self):
         """Which ranks share a host (`tfdist.collectives.Topology`)."""
         return self._plans.topology
+
+    def remember(self, topology, choice, algorithm):
+        """Takes over what the members of a job chose when it began, so that equal collectives run equal plans."""
+        self._plans.topology, self._plans.choice, self._plans.algorithm = topology, choice, algorithm
 
     @property
     def rates(self):
@@ -306,14 +369,14 @@ class Group:
           MismatchError: they differ; names the first differing key, a rank, and both values.
         """
         mine = json.loads(json.dumps(values))
-        everyone = [
-            json.loads(text) for text in self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}")
-        ]
-        for rank, theirs in enumerate(everyone):
-            for key in [*everyone[0], *theirs]:
-                if everyone[0].get(key) != theirs.get(key):
+        told = enumerate(self.all_gather_bytes(json.dumps(mine).encode(), name=f"agree on {what}"))
+        everyone = {rank: json.loads(text) for rank, text in told if text}  # an empty slot says nothing
+        first, expected = next(iter(everyone.items()))
+        for rank, theirs in everyone.items():
+            for key in [*expected, *theirs]:
+                if expected.get(key) != theirs.get(key):
                     raise MismatchError(
-                        f"{what} was expected to be equal on all ranks. Received: {key}={everyone[0].get(key)} on rank 0, "
+                        f"{what} was expected to be equal on all ranks. Received: {key}={expected.get(key)} on rank {first}, "
                         f"{key}={theirs.get(key)} on rank {rank}. Run the same script with the same data and arguments everywhere."
                     )
 
@@ -422,28 +485,49 @@ class Group:
             self.native = None
 
 
-def _create(rank, world_size, sockets, segments, generation, timeout):
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Who is there, of a group whose members may change.
+
+    Args:
+      members: tuple of the slots that have a rank, in the order of ranks: of seniority.
+      count: int, how many slots there are.
+    """
+
+    members: tuple
+    count: int
+
+
+def _options(rank, world_size, sockets, segments, generation, timeout, slots):
+    heartbeat = variables.heartbeat_seconds(os.environ)
     lists = [peer for peer in sockets if peer is not None]
-    descriptors = [[-1] * len(lists[0]) if peer is None else [sock.detach() for sock in peer] for peer in sockets]
+    per_peer = len(lists[0]) if lists else 1
+    descriptors = [[-1] * per_peer if peer is None else [sock.detach() for sock in peer] for peer in sockets or [None]]
     shared = [-1] * world_size if segments is None else segments
     options = library.GroupOptions(
         rank=rank,
         world_size=world_size,
-        sockets=(ctypes.c_int * (world_size * len(lists[0])))(*itertools.chain(*descriptors)),
-        sockets_per_peer=len(lists[0]),
+        sockets=(ctypes.c_int * (world_size * per_peer))(*itertools.chain(*descriptors)),
+        sockets_per_peer=per_peer,
         segments=(ctypes.c_int * world_size)(*shared),
         generation=generation,
         timeout_seconds=timeout,
         is_eager=num_cores() > 1,
         is_crowded=sum(descriptor >= 0 for descriptor in shared) > os.cpu_count(),
+        heartbeat_seconds=heartbeat,
     )
-    native = library.core().tfdist_group_create(ctypes.byref(options))
-    if native is None:
-        raise ConfigurationError(
-            f"the native core was expected to form the group. Received: rank={rank}, world_size={world_size}, "
-            f"segments={shared}. Set TFDIST_TRANSPORT=tcp if shared memory cannot be mapped here (a limit on memory?)."
-        )
-    return native
+    if slots is not None:
+        options.is_elastic = 1
+        options.slots = (ctypes.c_int32 * world_size)(*slots.members)
+        options.has_empty_slots = len(slots.members) < slots.count
+    return options
+
+
+def _refused(rank, world_size, segments):
+    return ConfigurationError(
+        f"the native core was expected to form the group. Received: rank={rank}, world_size={world_size}, "
+        f"segments={segments}. Set TFDIST_TRANSPORT=tcp if shared memory cannot be mapped here (a limit on memory?)."
+    )
 
 
 def num_cores():
@@ -453,7 +537,7 @@ def num_cores():
 
 def _checked(topology, world_size, segments):
     if topology is None:
-        shared = segments is not None and min(segments) >= 0
+        shared = segments is not None and min(segments, default=-1) >= 0
         return Topology((range(world_size),), shared=shared)
     if topology.world_size != world_size:
         raise ConfigurationError(

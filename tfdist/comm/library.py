@@ -15,6 +15,8 @@ DTYPES = {"byte": 0, "float32": 1, "float64": 2, "bfloat16": 3, "float16": 4, "i
 REDUCTIONS = {"sum": 0, "mean": 1, "min": 2, "max": 3, "product": 4}
 
 OK, TIMEOUT, LOST, MISMATCH, CLOSED, INVALID = range(6)
+RAISED = 9
+BELOW_MINIMUM = 10
 
 
 class Span(ctypes.Structure):
@@ -56,22 +58,48 @@ class GroupOptions(ctypes.Structure):
         ("timeout_seconds", ctypes.c_double),
         ("is_eager", ctypes.c_int32),
         ("is_crowded", ctypes.c_int32),
+        ("is_elastic", ctypes.c_int32),
+        ("slots", ctypes.POINTER(ctypes.c_int32)),
+        ("has_empty_slots", ctypes.c_int32),
+        ("heartbeat_seconds", ctypes.c_double),
     ]
 
 
 _SPANS = ctypes.POINTER(Span)
+_TABLE = ctypes.POINTER(ctypes.c_int32)
 _SIGNATURES = {
     "tfdist_group_create": (ctypes.c_void_p, [ctypes.POINTER(GroupOptions)]),
     "tfdist_segment_create": (ctypes.c_int32, [ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p]),
     "tfdist_group_release": (None, [ctypes.c_void_p]),
     "tfdist_group_set_timeout": (None, [ctypes.c_void_p, ctypes.c_double]),
     "tfdist_group_id": (ctypes.c_int64, [ctypes.c_void_p]),
+    "tfdist_group_find": (ctypes.c_void_p, [ctypes.c_int64]),
     "tfdist_group_copied_bytes": (ctypes.c_int64, [ctypes.c_void_p]),
     "tfdist_group_close": (None, [ctypes.c_void_p, ctypes.c_char_p]),
-    "tfdist_group_load_plan": (
+    "tfdist_group_load_plan": (ctypes.c_int32, [ctypes.c_void_p, _TABLE, ctypes.c_int32, ctypes.c_int32]),
+    "tfdist_group_load_next_plan": (ctypes.c_int32, [ctypes.c_void_p, _TABLE, ctypes.c_int32, ctypes.c_int32]),
+    "tfdist_group_set_commit_plan": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "tfdist_group_await_failure": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_double]),
+    "tfdist_group_report": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]),
+    "tfdist_group_prepare": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(GroupOptions)]),
+    "tfdist_group_reform": (
         ctypes.c_int32,
-        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_int32, ctypes.c_int32],
+        [
+            ctypes.c_void_p,
+            ctypes.POINTER(ctypes.c_uint64),
+            ctypes.POINTER(ctypes.c_int64),
+            ctypes.c_int32,
+            ctypes.c_int32,
+        ],
     ),
+    "tfdist_group_give_up": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p]),
+    "tfdist_group_committed_generation": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "tfdist_group_step_generation": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "tfdist_group_trust": (None, [ctypes.c_void_p]),
+    "tfdist_group_set_flag": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]),
+    "tfdist_group_flag": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int32]),
+    "tfdist_group_drop": (None, [ctypes.c_void_p, ctypes.c_int32]),
+    "tfdist_group_set_fault": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32]),
     "tfdist_start": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), _SPANS, ctypes.c_int32, _SPANS]),
     "tfdist_run": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(Operation), ctypes.c_double]),
     "tfdist_wait": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int32]),

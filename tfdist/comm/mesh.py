@@ -20,6 +20,7 @@ from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousErr
 
 _SOCKETS_AT_MOST = 16
 _HANDSHAKE_SECONDS = 10.0
+_CHECK_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Mesh:
     topology: Topology
 
 
-def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_peer=1):
+def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_peer=1, check=None):
     """Forms the mesh of a cluster.
 
     Ranks publish where they listen; a rank connects to the lower ones and accepts the higher ones.
@@ -49,6 +50,7 @@ def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_pee
       generation: int, of the membership.
       transport: "auto", "shm" (shared memory on every host, or an error) or "tcp" (none).
       sockets_per_peer: int from 1 to 16; rank 0's holds for all.
+      check: called now and then while this rank waits; may raise where waiting is in vain.
 
     Returns:
       A `Mesh`; its segments are the caller's to close.
@@ -64,14 +66,14 @@ def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_pee
         on_failure.callback(segments.close)
         with _listen(cluster.bind_host, cluster.world_size * _SOCKETS_AT_MOST) as listener:
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
-                exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout)
+                exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout, check)
                 address = [cluster.bind_host, listener.getsockname()[1]]
                 entries = exchange("", {"address": address, "memory": segments.address(), "sockets": sockets_per_peer})
                 count = entries[0]["sockets"]
                 sockets = [None if peer == cluster.rank else [None] * count for peer in range(cluster.world_size)]
                 for peer, index in itertools.product(range(cluster.rank), range(count)):
                     sockets[peer][index] = _dial(cluster, generation, peer, index, entries[peer]["address"], deadline)
-                _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store)
+                _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store, check)
                 for peer in range(cluster.world_size):
                     segments.open(peer, entries[peer]["memory"])
                 # Nobody takes the store down, or the job for formed, before everyone has everyone.
@@ -103,21 +105,26 @@ def _left(deadline):
     return max(deadline - time.monotonic(), 0.001)
 
 
-def _await(store, key, cluster, generation, deadline, timeout):
-    try:
-        return store.get(key, timeout=_left(deadline))
-    except TimeoutError as error:
-        raise _nobody_came(store, cluster, generation, timeout) from error
+def _await(store, key, cluster, generation, deadline, timeout, check):
+    while True:
+        left = _left(deadline)
+        try:
+            return store.get(key, timeout=left if check is None else min(left, _CHECK_SECONDS))
+        except TimeoutError as error:
+            if time.monotonic() >= deadline:
+                raise _nobody_came(store, cluster, generation, timeout) from error
+        if check is not None:
+            check()
 
 
-def _exchange(store, cluster, generation, deadline, timeout, phase, value):
+def _exchange(store, cluster, generation, deadline, timeout, check, phase, value):
     """Returns what all ranks give, by rank. Rank 0 collects it: the store answers 2 P requests, not P^2."""
     own, everyone = f"{_key(generation, cluster.rank)}{phase}", f"mesh of all/{generation}{phase}"
     store.set(own, json.dumps(value).encode())
     if cluster.rank > 0:
-        return json.loads(_await(store, everyone, cluster, generation, deadline, timeout))
+        return json.loads(_await(store, everyone, cluster, generation, deadline, timeout, check))
     keys = [f"{_key(generation, peer)}{phase}" for peer in range(cluster.world_size)]
-    values = [json.loads(_await(store, key, cluster, generation, deadline, timeout)) for key in keys]
+    values = [json.loads(_await(store, key, cluster, generation, deadline, timeout, check)) for key in keys]
     store.set(everyone, json.dumps(values).encode())
     return values
 
@@ -157,14 +164,18 @@ def _dial(cluster, generation, peer, index, address, deadline):
     return _tuned(sock)
 
 
-def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store):
+def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store, check):
     """Accepts until every higher rank is here; whoever fails the handshake is dropped and does no harm."""
     while any(None in sockets[peer] for peer in range(cluster.rank + 1, cluster.world_size)):
-        listener.settimeout(_left(deadline))
+        listener.settimeout(_left(deadline) if check is None else min(_left(deadline), _CHECK_SECONDS))
         try:
             sock, _ = listener.accept()
         except TimeoutError as error:
-            raise _nobody_came(store, cluster, generation, timeout) from error
+            if time.monotonic() >= deadline:
+                raise _nobody_came(store, cluster, generation, timeout) from error
+            if check is not None:
+                check()
+            continue
         try:
             identity = authenticate(
                 sock, cluster.secret, initiator=False, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)

@@ -77,23 +77,47 @@ class Choice:
         return choice
 
 
+# Collectives whose chunks belong to slots; the chunks of the others are mere pieces.
+_CHUNKS_OF_SLOTS = ("all_gather", "reduce_scatter", "all_to_all")
+
+
 class Plans:
     """The plans of one rank. Thread safe.
 
     Args:
       native: the native group, for `library.core()`; None where there is only one rank.
       rank: int.
-      topology: the `Topology`.
+      topology: the `Topology` of the members, which decides the choice for good.
       num_sockets: int >= 1, that two ranks share; large all-reduces are striped over them.
+      members: tuple of the slots that have a rank, by rank; None: every slot has.
+      num_slots: int; None: as many as there are ranks.
     """
 
-    def __init__(self, native, rank, topology, num_sockets=1):
+    def __init__(self, native, rank, topology, num_sockets=1, members=None, num_slots=None):
         self.topology = topology
         self._num_sockets = num_sockets
-        self._native, self._rank = native, rank
+        self._native = native
         self._choice = self._algorithm = None
-        self._numbers = {}
-        self._lock = threading.Lock()  # guards _numbers
+        self._numbers = {}  # what was asked for -> its number, in the order of the numbers
+        self._lock = threading.RLock()  # guards _numbers and the members
+        self._num_slots = num_slots or topology.world_size
+        self._set_members(rank, topology, members)
+
+    def _set_members(self, rank, topology, members):
+        self._rank, self._present = rank, topology
+        self._members = tuple(range(topology.world_size)) if members is None else tuple(members)
+
+    def reload(self, rank, topology, members, load):
+        """Loads the plans of all numbers again, for other members, by `load(table, num_steps, num_chunks)`."""
+        with self._lock:
+            self._set_members(rank, topology, members)
+            for key in self._numbers:
+                self._load(key, load)
+
+    @property
+    def lock(self):
+        """Held by whoever must not be met by new plans."""
+        return self._lock
 
     @property
     def choice(self):
@@ -138,26 +162,40 @@ class Plans:
 
     def all_reduce(self, name, num_bytes):
         """Returns the native number of the plan of an all-reduce algorithm for `num_bytes` bytes (None: unknown)."""
-        lanes = self._num_sockets if (num_bytes or 0) >= _STRIPED_BYTES else 1
-        options = ALL_REDUCE[name].options(self.topology)
-        return self._load(ALL_REDUCE[name], ("all_reduce", name, lanes), options, lanes)
+        return self._number(("all_reduce", name, self._num_sockets if (num_bytes or 0) >= _STRIPED_BYTES else 1))
 
     def other(self, collective, options=()):
         """Returns the native number of the plan of another collective; `options` are pairs that its steps take."""
-        return self._load(ALGORITHMS[collective], (collective, *options), dict(options))
+        return self._number((collective, *options))
 
-    def _load(self, algorithm, key, options, lanes=1):
-        """Here, and only here, steps become the table that the native core reads."""
+    def _number(self, key):
         with self._lock:
             if key not in self._numbers:
-                world_size = self.topology.world_size
-                steps = list(striped(algorithm.steps(self._rank, world_size, **options), lanes))
-                rows = [(step.kind, step.peer, step.chunk, step.source) for step in steps]
-                table = np.array(rows, np.int32).reshape(-1, 4)
-                pointer = table.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-                num_chunks = lanes * algorithm.num_chunks(world_size, **options)
-                number = library.core().tfdist_group_load_plan(self._native, pointer, len(rows), num_chunks)
-                if number < 0:
-                    raise ConfigurationError(f"{key} was expected to yield a valid plan. Received: {steps}.")
-                self._numbers[key] = number
+                native, core = self._native, library.core()
+                self._numbers[key] = self._load(key, lambda *table: core.tfdist_group_load_plan(native, *table))
             return self._numbers[key]
+
+    def _load(self, key, load):
+        """Here, and only here, steps become the table that the native core reads."""
+        collective, *rest = key
+        if collective == "all_reduce" and rest:
+            algorithm, lanes = ALL_REDUCE[rest[0]], rest[1]
+            options = algorithm.options(self._present)
+        else:
+            algorithm, lanes, options = ALGORITHMS[collective], 1, dict(rest)
+        if "root" in options:  # a slot; where it is empty the first member stands in
+            root = options["root"]
+            options["root"] = self._members.index(root) if root in self._members else 0
+        world_size = self._present.world_size
+        steps = list(striped(algorithm.steps(self._rank, world_size, **options), lanes))
+        num_chunks = lanes * algorithm.num_chunks(world_size, **options)
+        rows = [(step.kind, step.peer, step.chunk, step.source) for step in steps]
+        if collective in _CHUNKS_OF_SLOTS:
+            chunk = [*self._members, *(self._num_slots + slot for slot in self._members)]
+            rows = [(kind, peer, chunk[c], source if source < 0 else chunk[source]) for kind, peer, c, source in rows]
+            num_chunks = algorithm.num_chunks(self._num_slots)
+        table = np.array(rows, np.int32).reshape(-1, 4)
+        number = load(table.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), len(rows), num_chunks)
+        if number < 0:
+            raise ConfigurationError(f"{key} was expected to yield a valid plan. Received: {steps}.")
+        return number

@@ -47,15 +47,15 @@ def tune(group, plan=None):
       MismatchError: ranks differ in `algorithm`, or in whether they measure.
       ConfigurationError: the plan cannot be read or saved, or was made for another topology; on all ranks alike.
     """
-    if group.world_size == 1:
+    if len(group.members) == 1:
         return
     _agree(group, plan)
     crew = _Crew(group)
-    outcome = crew.tell(_decide(crew, group.topology, plan)) if group.rank == 0 else crew.follow()
+    outcome = crew.tell(_decide(crew, group.topology, plan)) if group.rank == group.chief else crew.follow()
     if "error" in outcome:
         raise ConfigurationError(outcome["error"])
     group.choice = Choice.from_dict(outcome)
-    if group.rank == 0:
+    if group.rank == group.chief:
         logging.info("tfdist: %s", describe(group))
 
 

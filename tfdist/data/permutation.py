@@ -5,6 +5,7 @@ rows b*B .. (b+1)*B of it, and worker r takes its contiguous share of each batch
 runs in TensorFlow's input pipeline.
 """
 
+import functools
 import hashlib
 import itertools
 import random
@@ -29,7 +30,7 @@ def job_seed(strategy):
     """
     if strategy.seed is None:
         state = hashlib.sha256(repr(random.getstate()).encode()).digest()[:8]
-        strategy.seed = int.from_bytes(strategy.share_bytes(state), "little")
+        strategy.seed = int.from_bytes(strategy.share_bytes(state, name="the data's seed"), "little")
     return int(strategy.seed) % 2**64
 
 
@@ -65,7 +66,7 @@ def batch_sizes(num_rows, batch_size):
 
 
 @tf.autograph.experimental.do_not_convert
-def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
+def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size, next_epoch=None):
     """Returns a dataset of this worker's part of every global batch.
 
     Every iterator made from the dataset is another epoch. Rows are gathered in blocks of some batches, of this worker's
@@ -79,6 +80,7 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
       seed: sequence of ints; the number of the epoch is appended.
       rank: int, this worker.
       world_size: int.
+      next_epoch: called when an iterator begins: the number of its epoch; None counts them.
 
     Returns:
       A `tf.data.Dataset` with as many batches on every worker; the last may be short, or hold no row.
@@ -86,13 +88,13 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size):
     num_full, num_left = divmod(num_rows, batch_size)
     start, stop = share(batch_size, rank, world_size)
     left_start, left_stop = share(num_left, rank, world_size)
-    epochs = itertools.count()
+    next_epoch = next_epoch or functools.partial(next, itertools.count())
     arrays, rebuild = flatten(arrays)
     gather = rows.gatherer(arrays)
     block = rows.batches_per_block(arrays, stop - start)
 
     def draw(_):
-        order = epoch_order(num_rows, batch_size, shuffle, [*seed, next(epochs)])
+        order = epoch_order(num_rows, batch_size, shuffle, [*seed, next_epoch()])
         full = order[: num_full * batch_size].reshape(num_full, batch_size)[:, start:stop]
         left = order[num_full * batch_size :][left_start:left_stop]
         return np.ascontiguousarray(full), left

@@ -27,7 +27,7 @@ def distribute(strategy, dataset):
     Returns:
       A `tf.data.Dataset`, or an iterable of batches where workers may run out of data at different times.
     """
-    if strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or randomness.is_marked(dataset, _MARK):
+    if _is_left_alone(strategy, dataset):
         return dataset
     if uneven.is_own(dataset):
         return uneven.InStep(strategy, dataset)
@@ -37,8 +37,23 @@ def distribute(strategy, dataset):
     if policy == _POLICY.FILE:
         return uneven.InStep(strategy, uneven.rebatch(uneven.shard_files(dataset, strategy), strategy))
     randomness.check_alike(strategy, dataset)
-    known = shares.of_spec(dataset.element_spec, strategy.world_size)
-    return mark(share_rows(dataset, strategy.rank, strategy.world_size), known)
+    index, count = strategy.share_of_data
+    return mark(share_rows(dataset, index, count), shares.of_spec(dataset.element_spec, count))
+
+
+def divides_batches(strategy, dataset):
+    """Returns whether every worker iterates the same batches of `dataset`, and keeps its rows of each."""
+    if _is_left_alone(strategy, dataset) or uneven.is_own(dataset):
+        return False
+    if uneven.policy_of(dataset) in (_POLICY.OFF, _POLICY.FILE):
+        return False
+    randomness.check_alike(strategy, dataset)
+    return True
+
+
+def _is_left_alone(strategy, dataset):
+    is_marked = isinstance(dataset, tf.data.Dataset) and randomness.is_marked(dataset, _MARK)
+    return strategy.world_size == 1 or not isinstance(dataset, tf.data.Dataset) or is_marked
 
 
 def deal(strategy, dataset, *, deals=True, look_first=False):

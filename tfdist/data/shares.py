@@ -11,7 +11,7 @@ import threading
 
 import tensorflow as tf
 
-_ATTRIBUTE = "_tfdist_shares"
+ATTRIBUTE = "_tfdist_shares"
 _LOCAL = threading.local()
 
 
@@ -40,13 +40,13 @@ def of_spec(spec, world_size):
 
 def promise(data, shares):
     """Makes `data`, a dataset or an iterator, promise `shares`; returns it."""
-    setattr(data, _ATTRIBUTE, shares)
+    setattr(data, ATTRIBUTE, shares)
     return data
 
 
 def promised(data):
     """Returns the `Shares` that `data` promises."""
-    return getattr(data, _ATTRIBUTE, Shares.UNKNOWN)
+    return getattr(data, ATTRIBUTE, Shares.UNKNOWN)
 
 
 def current():

@@ -70,25 +70,33 @@ def exit_code(failure):
     return failure.exit_code if failure.exit_code >= 0 else 128 - failure.exit_code
 
 
-def describe(failure, world_size, seconds):
-    """Returns the text, several lines, that ends the job's output."""
-    if failure.exit_code < 0:
-        what = f"was killed by {_signal_name(-failure.exit_code)}"
-        hint = " (out of memory? See the kernel's log)" if failure.exit_code == -signal.SIGKILL else ""
+def describe(failure, world_size, seconds, note=""):
+    """Returns the text, several lines, that ends the job's output; `note`: a sentence to add to the first."""
+    if failure.is_server and failure.exit_code == 0:
+        what = "returned"
     else:
-        what, hint = f"failed with exit code {failure.exit_code}", ""
-    if failure.is_server:
-        who = f"server {failure.rank} ended before the workers: it"
-        what = what if failure.exit_code else "returned"
-    else:
-        who = f"rank {failure.rank} of {world_size}"
-    head = f"tfdist run: {who} {what}{hint} after {seconds:.1f} s."
+        what = manner(failure.exit_code)
+    who = (
+        f"server {failure.rank} ended before the workers: it"
+        if failure.is_server
+        else f"rank {failure.rank} of {world_size}"
+    )
+    head = f"tfdist run: {who} {what} after {seconds:.1f} s."
     if failure.is_consequence and failure.lost_rank is not None:
         head += f" It lost rank {failure.lost_rank}: see that rank's output."
+    head += f" {note}" if note else ""
     kind, lines = _essence(failure)
     if not lines:
         return f"{head} It wrote nothing to stderr."
     return "\n".join([f"{head} Its {kind}:", *lines])
+
+
+def manner(exit_code):
+    """Returns how a process ended, in words; a negative exit code is a signal's number."""
+    if exit_code >= 0:
+        return f"failed with exit code {exit_code}"
+    hint = " (out of memory? See the kernel's log)" if exit_code == -signal.SIGKILL else ""
+    return f"was killed by {_signal_name(-exit_code)}{hint}"
 
 
 def _essence(failure):

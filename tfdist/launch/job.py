@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 from tfdist.launch.resources import available_cores, core_quota, gpu_variables, num_gpus, thread_variables
+from tfdist.launch.restarts import RestartRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Job:
       num_servers: int, parameter servers of the job, all of them on node 0; 0 leaves them to the strategy.
       server_command: the arguments of the Python interpreter that make it a server.
       summary: bool, whether to tell at the end what the servers have counted.
+      max_workers: int, places for workers on all hosts; the number that is started by default.
+      restarts: the `RestartRules`; None where the first worker that is lost ends the job.
     """
 
     command: tuple[str, ...]
@@ -31,11 +34,28 @@ class Job:
     num_servers: int = 0
     server_command: tuple[str, ...] = ("-m", "tfdist.parameter_server")
     summary: bool = False
+    max_workers: int | None = None
+    restarts: RestartRules | None = None
+
+    @property
+    def num_initial_workers(self):
+        """The number of workers on all hosts that the job starts with."""
+        return self.num_workers * self.num_nodes
 
     @property
     def world_size(self):
-        """The number of workers on all hosts."""
-        return self.num_workers * self.num_nodes
+        """The number of places for workers on all hosts."""
+        return max(self.num_initial_workers, self.max_workers or 0)
+
+    @property
+    def local_world_size(self):
+        """The number of places for workers on this host."""
+        return self.world_size // self.num_nodes
+
+    @property
+    def recovers(self):
+        """Whether the job goes on without a worker that is lost."""
+        return self.restarts is not None and self.world_size > 1
 
     @property
     def num_local_servers(self):
@@ -43,10 +63,13 @@ class Job:
         return self.num_servers if self.node_rank == 0 else 0
 
     def rank(self, local_rank):
-        """Returns the rank of a worker of this host."""
-        return self.node_rank * self.num_workers + local_rank
+        """Returns the rank of a worker of this host: those that the job starts with come first, host by host."""
+        if local_rank < self.num_workers:
+            return self.node_rank * self.num_workers + local_rank
+        more = self.local_world_size - self.num_workers
+        return self.num_initial_workers + self.node_rank * more + local_rank - self.num_workers
 
-    def environment(self, local_rank, store_address, secret, environ):
+    def environment(self, local_rank, incarnation, store_address, secret, environ):
         """Returns the variables of one worker: what the user set wins over our division of cores and GPUs."""
         defaults = {
             **thread_variables(len(available_cores()), self.num_workers, core_quota()),
@@ -56,22 +79,22 @@ class Job:
         return {
             **defaults,
             **environ,
-            **self._shared(store_address, secret, environ),
+            **self._shared(incarnation, store_address, secret, environ),
             "TFDIST_RANK": str(self.rank(local_rank)),
             "TFDIST_LOCAL_RANK": str(local_rank),
         }
 
-    def server_environment(self, index, store_address, secret, environ):
+    def server_environment(self, index, incarnation, store_address, secret, environ):
         """Returns the variables of one server, which has all cores and no GPU."""
         return {
             "PYTHONFAULTHANDLER": "1",
             **environ,
-            **self._shared(store_address, secret, environ),
+            **self._shared(incarnation, store_address, secret, environ),
             "TFDIST_SERVER": str(index),
             "CUDA_VISIBLE_DEVICES": "",
         }
 
-    def _shared(self, store_address, secret, environ):
+    def _shared(self, incarnation, store_address, secret, environ):
         # The secret of a file stays in its file.
         secret_variables = {} if environ.get("TFDIST_SECRET_FILE", "") else {"TFDIST_SECRET": os.fsdecode(secret)}
         return {
@@ -79,6 +102,10 @@ class Job:
             **secret_variables,
             **({"TFDIST_NUM_SERVERS": str(self.num_servers)} if self.num_servers else {}),
             "TFDIST_WORLD_SIZE": str(self.world_size),
-            "TFDIST_LOCAL_WORLD_SIZE": str(self.num_workers),
+            "TFDIST_LOCAL_WORLD_SIZE": str(self.local_world_size),
+            "TFDIST_INITIAL_WORKERS": str(self.num_initial_workers),
+            "TFDIST_INCARNATION": str(incarnation),
+            "TFDIST_RECOVER": "1" if self.recovers else "0",
+            "TFDIST_MIN_WORKERS": str(self.restarts.min_workers if self.restarts else self.num_initial_workers),
             "TFDIST_STORE": store_address,
         }

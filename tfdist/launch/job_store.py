@@ -4,13 +4,17 @@ import time
 
 from tfdist.cluster import variables
 from tfdist.cluster.address import parse_address
-from tfdist.cluster.server import SUMMARY_KEY
+from tfdist.cluster.server import ADDRESS_KEY, SUMMARY_KEY
 from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.errors import TfdistError
 from tfdist.launch import report, summary
 
 _ENDED = "launch/ended/"  # + the node's rank, set when its workers have ended
+_DEAD = "elastic/dead/"  # + rank: the incarnation of the worker that was lost
+_JOINED = "elastic/joined/"  # + rank: the incarnation that has become a member, set by the worker
+_OVER = "elastic/over"  # set by a worker when the job has ended well
 _ASK_SECONDS = 0.3
+_TELL_SECONDS = 5.0
 _OTHER_NODES_SECONDS = 600.0
 
 
@@ -42,6 +46,23 @@ class JobStore:
         told = {rank: report.parse(value) for rank, value in self._items(report.KEY).items()}
         return {int(rank): why for rank, why in told.items() if rank.isdecimal() and why}
 
+    def tell_lost(self, rank, incarnation):
+        """Tells the other workers that one was lost."""
+        self._set(f"{_DEAD}{rank}", str(incarnation).encode(), _TELL_SECONDS)
+
+    def joined(self):
+        """Returns {rank: incarnation} of the workers that have become members."""
+        told = self._items(_JOINED)
+        return {int(rank): int(value) for rank, value in told.items() if rank.isdecimal() and value.isdigit()}
+
+    def is_over(self):
+        """Returns whether a worker has told that the job has ended well."""
+        return bool(self._items(_OVER))
+
+    def server_address(self, index):
+        """Returns what a server has told of where it listens, bytes, or None."""
+        return self._items(f"{ADDRESS_KEY}{index}").get("")
+
     def summaries(self):
         """Returns what the servers have counted, a list of dicts; see summary.py."""
         return summary.parse(self._items(SUMMARY_KEY).values())
@@ -49,11 +70,7 @@ class JobStore:
     def tell_ended(self):
         """Tells node 0 that the workers of this node have ended: it keeps the servers until then."""
         if self._server is None and self._job.num_servers:
-            try:
-                with StoreClient(self.address, self._secret, timeout=_ASK_SECONDS) as store:
-                    store.set(f"{_ENDED}{self._job.node_rank}", b"")
-            except TfdistError:
-                pass  # node 0 has ended
+            self._set(f"{_ENDED}{self._job.node_rank}", b"", _ASK_SECONDS)
 
     def others_have_ended(self):
         """Returns whether the other nodes' workers have ended; on node 0, and true after the job's timeout."""
@@ -66,6 +83,16 @@ class JobStore:
         """Ends serving."""
         if self._server:
             self._server.close()
+
+    def _set(self, key, value, seconds):
+        if self._server:
+            self._server.set(key, value)
+            return
+        try:
+            with StoreClient(self.address, self._secret, timeout=seconds) as store:
+                store.set(key, value)
+        except TfdistError:
+            pass  # node 0 has ended
 
     def _items(self, prefix):
         if self._server:

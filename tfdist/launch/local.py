@@ -4,21 +4,19 @@ import contextlib
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 
 from tfdist.cluster.secret import given_secret
 from tfdist.errors import ConfigurationError, TfdistError
 from tfdist.launch import function, summary
+from tfdist.launch.crew import Crew
+from tfdist.launch.events import Events
 from tfdist.launch.job import Job
 from tfdist.launch.job_store import JobStore
 from tfdist.launch.output import Output
-from tfdist.launch.resources import available_cores, divide_cores
+from tfdist.launch.recovery import Recovery
 from tfdist.launch.supervisor import Supervisor
-from tfdist.launch.worker import Worker
-
-_WARDEN = os.path.join(os.path.dirname(__file__), "warden.py")
 
 
 class WorkersFailedError(TfdistError):
@@ -97,36 +95,16 @@ def _start(job, environ, stdout, stderr, calls=None):
     secret = _secret_of(job, environ)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(JobStore(job, secret, environ)))
-        supervisor = Supervisor(job.world_size, store.reports, store.others_have_ended)
-        output = Output(stdout, stderr, supervisor.on_broken_output)
-        stack.enter_context(supervisor.signals_forwarded())
-        enlist = stack.enter_context(_warden())
-        workers, servers = [], []
+        events = Events()
+        output = Output(stdout, stderr, events.on_broken_output)
+        stack.enter_context(events.of_signals())
         begin = time.monotonic()
-
-        def launch(processes, *arguments, **options):
-            process = Worker(*arguments, output=output, on_exit=supervisor.on_exit, **options)
-            processes.append(process)
-            enlist(process.pid)
-            return process
-
         try:
-            for index in range(job.num_local_servers):
-                environment = job.server_environment(index, store.address, secret, environ)
-                launch(servers, index, job.server_command, environment, cores=[], prefix=f"[s{index}] ")
-            cores = divide_cores(available_cores(), job.num_workers)
-            width = len(str(job.world_size - 1))
-            for local_rank in range(job.num_workers):
-                rank, environment = job.rank(local_rank), job.environment(local_rank, store.address, secret, environ)
-                options = calls.options() if calls else {}
-                worker = launch(workers, rank, job.command, environment, cores=cores[local_rank],
-                                prefix=f"[{rank:{width}}] ", **options)  # fmt: skip
-                if calls:
-                    calls.began(worker)
-            result = supervisor.run(workers, servers)
+            with Crew(job, store_address=store.address, secret=secret, environ=environ, output=output,
+                      on_exit=events.on_exit, calls=calls) as crew:  # fmt: skip
+                recovery = Recovery(job, store, crew, output.say)
+                result = Supervisor(job, store, crew, events, recovery).run()
         finally:
-            for process in (*workers, *servers):
-                process.finish()
             store.tell_ended()
         if job.summary and result[0] == 0 and job.node_rank == 0:
             output.write("stdout", summary.render(store.summaries(), time.monotonic() - begin).encode())
@@ -143,35 +121,3 @@ def _secret_of(job, environ):
             "Received: neither. Draw one by `python -c 'import secrets; print(secrets.token_hex(32))'`."
         )
     return given
-
-
-@contextlib.contextmanager
-def _warden():
-    """Yields a function that puts a process group under the warden's eyes; see warden.py."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", _WARDEN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
-    )
-    groups = []
-
-    def tell(sign, group):
-        with contextlib.suppress(OSError):  # somebody killed it; the job goes on
-            process.stdin.write(f"{sign}{group}\n")
-            process.stdin.flush()
-
-    def enlist(group):
-        groups.append(group)
-        tell("+", group)
-
-    try:
-        yield enlist
-    finally:
-        for group in groups:
-            tell("-", group)
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.wait()

@@ -38,6 +38,10 @@ class Output:
                 self._broken = True
                 self._on_broken()
 
+    def say(self, text):
+        """Writes one line of the launcher's own on stderr."""
+        self.write("stderr", f"tfdist run: {text}\n".encode())
+
 
 class Pump(threading.Thread):
     """Reads one stream of one worker to its end.

@@ -10,6 +10,9 @@ from tfdist.errors import ConfigurationError
 from tfdist.launch import local
 from tfdist.launch.job import Job
 from tfdist.launch.parser import Parser, count, seconds, split_command
+from tfdist.launch.restarts import RestartRules
+from tfdist.testing import FaultInjector
+from tfdist.testing.fault import from_environment
 
 WITH_SERVERS = ("async", "sync", "bounded")
 # Those of tfdist.strategies.registry, which takes seconds to import TensorFlow.
@@ -46,6 +49,8 @@ def parse(arguments, environ=os.environ):
     added = {}
     if chosen.timeout is not None:
         added["TFDIST_TIMEOUT"] = f"{chosen.timeout:g}"
+    if chosen.inject:
+        added.update(_faults(chosen.inject, max(chosen.num_workers * chosen.nodes, chosen.max_workers or 0)))
     strategy = chosen.strategy or environ.get("TFDIST_STRATEGY", "")
     if strategy:
         _check_strategy(strategy, chosen.num_workers * chosen.nodes, chosen.servers)
@@ -59,6 +64,8 @@ def parse(arguments, environ=os.environ):
         variables=added,
         num_servers=chosen.servers or 0,
         summary=chosen.summary,
+        max_workers=chosen.max_workers,
+        restarts=_restart_rules(chosen, environ),
     )
 
 
@@ -66,7 +73,8 @@ def _parser():
     parser = Parser(
         prog="tfdist run",
         usage="tfdist run [-n N] [options] script.py [argument ...]\n       tfdist run [-n N] [options] -m module ...",
-        description="Starts a script on N workers of this host. The first that fails ends the job.",
+        description="Starts a script on N workers of this host. A worker that is killed is started again while the others\n"
+        "go on; the first whose script fails ends the job.",
         epilog=_EPILOG,
     )
     parser.add_argument("-n", "--num-workers", type=count(1), default=2, metavar="N",
@@ -75,11 +83,52 @@ def _parser():
     parser.add_argument("--servers", type=count(1), metavar="K",
                         help="parameter servers, on node 0; with --nodes the same on all (as the strategy likes)")  # fmt: skip
     parser.add_argument("--summary", action="store_true", help="tell at the end what the parameter servers counted")
+    parser.add_argument(
+        "--min-workers", type=count(1), metavar="A", help="fewer than these on all hosts end the job (1)"
+    )
+    parser.add_argument("--max-workers", type=count(1), metavar="B",
+                        help="places on all hosts: SIGUSR1 to this command adds a worker (as many as there are workers)")  # fmt: skip
+    parser.add_argument("--max-restarts", type=count(0), default=3, metavar="R", help="restarts of each worker (3)")
+    parser.add_argument("--no-recover", action="store_true", help="the first worker that is lost ends the job")
+    parser.add_argument("--grace-seconds", type=seconds, default=10.0, metavar="S",
+                        help="to end, after SIGTERM to this command (10)")  # fmt: skip
     parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a worker waits for the others")
+    parser.add_argument("--inject", metavar="FAULTS", help='for tests, such as "kill:rank=1,step=3"')
     parser.add_argument("--nodes", type=count(1), default=1, metavar="K", help="hosts that run this command (1)")
     parser.add_argument("--node-rank", type=count(0), default=0, metavar="I", help="this host's number, from 0 (0)")
     parser.add_argument("--address", metavar="HOST:PORT", help="of node 0; needed with --nodes")
     return parser
+
+
+def _restart_rules(chosen, environ):
+    """Returns the `RestartRules`, or None where the first loss ends the job."""
+    num_workers = chosen.num_workers * chosen.nodes
+    floor = chosen.min_workers or variables.min_workers(environ)
+    if floor > num_workers:
+        raise ConfigurationError(
+            f"--min-workers is expected to be at most the number of workers. Received: --min-workers {floor}, "
+            f"{num_workers} workers. Start more, or lower it."
+        )
+    places = chosen.max_workers
+    if places is not None and (places < num_workers or places % chosen.nodes):
+        raise ConfigurationError(
+            f"--max-workers is expected to be a multiple of --nodes and at least the number of workers. "
+            f"Received: --max-workers {places}, {num_workers} workers, --nodes {chosen.nodes}. Correct it."
+        )
+    if chosen.no_recover or not variables.recover(environ):
+        return None
+    return RestartRules(chosen.max_restarts, floor, chosen.grace_seconds)
+
+
+def _faults(text, world_size):
+    injector = FaultInjector.parse(text)
+    for fault in injector.faults:
+        if fault.rank >= world_size:
+            raise ConfigurationError(
+                f"the rank of a fault is expected to be less than the number of workers. Received: --inject {fault}, "
+                f"{world_size} workers. Ranks count from 0."
+            )
+    return injector.environment()
 
 
 def _check_command(command):
@@ -126,13 +175,14 @@ def _check_variables(environ):
     """Refuses variables that every worker would stumble over."""
     variables.timeout(environ)
     variables.port(environ, 1)
+    from_environment(environ)
     if environ.get("TFDIST_RANK", ""):
         raise ConfigurationError(
             "TFDIST_RANK is expected not to be set where `tfdist run` starts. "
             f"Received: TFDIST_RANK={environ['TFDIST_RANK']!r}. Do not start `tfdist run` inside a worker; else unset it."
         )
     stray = [name for name in ("TFDIST_WORLD_SIZE", "TFDIST_LOCAL_RANK", "TFDIST_LOCAL_WORLD_SIZE", "TFDIST_STORE",
-                         "TFDIST_SERVER", "TFDIST_NUM_SERVERS")
+                         "TFDIST_SERVER", "TFDIST_NUM_SERVERS", "TFDIST_INITIAL_WORKERS", "TFDIST_INCARNATION")
              if environ.get(name, "")]  # fmt: skip
     if stray:
         raise ConfigurationError(

@@ -46,6 +46,8 @@ enum tfdist_code {
   TFDIST_STALE = 6,      /* a gradient for other parameters than the server has */
   TFDIST_NOT_FINITE = 7, /* a gradient holds NaN or infinity */
   TFDIST_SERVER_LOST = 8,
+  TFDIST_RAISED = 9,     /* a peer has left and said why */
+  TFDIST_BELOW_MINIMUM = 10, /* too few members are left */
 };
 
 typedef struct tfdist_group tfdist_group;
@@ -60,6 +62,10 @@ typedef struct {
   double timeout_seconds;
   int32_t is_eager;            /* data moves while nobody waits, which needs a core beside those that compute */
   int32_t is_crowded;          /* more ranks than cores: whoever waits lets the others run */
+  int32_t is_elastic;          /* members may be lost, and what they were at is done again without them (elastic/) */
+  const int32_t* slots;        /* by which users know the ranks; NULL: themselves */
+  int32_t has_empty_slots;     /* some slots have no rank: their chunks read as zeros */
+  double heartbeat_seconds;    /* a peer that has been silent for so long, though asked, is lost; 0: silence proves nothing */
 } tfdist_group_options;
 
 typedef struct {
@@ -109,6 +115,9 @@ TFDIST_EXPORT int64_t tfdist_start(tfdist_group* group, const tfdist_operation* 
 /* Blocks until the operation is finished, at most `timeout_seconds`; < 0 means the group's. With `give_up` a timeout
  * fails the whole group and names who has not arrived; without it the caller may ask again. */
 TFDIST_EXPORT int32_t tfdist_wait(tfdist_group* group, int64_t ticket, double timeout_seconds, int32_t give_up);
+/* The same for several operations, which an elastic group commits together. */
+TFDIST_EXPORT int32_t tfdist_wait_all(tfdist_group* group, const int64_t* tickets, int32_t num_tickets,
+                                      double timeout_seconds, int32_t give_up);
 /* Unpacks a finished operation into `outputs`, but for what lies there already, and forgets the ticket; of one that failed it only forgets the ticket. */
 TFDIST_EXPORT int32_t tfdist_finish(tfdist_group* group, int64_t ticket, const tfdist_span* outputs,
                                     int32_t num_outputs);
@@ -119,6 +128,37 @@ TFDIST_EXPORT int64_t tfdist_group_copied_bytes(tfdist_group* group);
 TFDIST_EXPORT int64_t tfdist_run(tfdist_group* group, const tfdist_operation* operation, double timeout_seconds);
 /* The first failure of the group: its code, the lost peer (-1: none) and the text, cut to `capacity`. */
 TFDIST_EXPORT int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, char* text, int64_t capacity);
+
+/* Elastic groups only; other groups answer TFDIST_INVALID or 0. See elastic/elastic.h.
+ * The plan of the all-reduce (TFDIST_MAX of four int64) by which operations are committed: to be set before the first. */
+TFDIST_EXPORT int32_t tfdist_group_set_commit_plan(tfdist_group* group, int32_t plan);
+/* Blocks until the group's present connections have failed: the code, or TFDIST_OK when time is up. */
+TFDIST_EXPORT int32_t tfdist_group_await_failure(tfdist_group* group, double timeout_seconds);
+/* Lines "open <channel> <sequence>" and "committed <channel> <count>", cut to `capacity`; returns their length. Nothing is
+ * committed between this and tfdist_group_reform. */
+TFDIST_EXPORT int64_t tfdist_group_report(tfdist_group* group, char* text, int64_t capacity);
+/* Connections of the next generation; then its plans, in the order of the present ones. */
+TFDIST_EXPORT int32_t tfdist_group_prepare(tfdist_group* group, const tfdist_group_options* options);
+TFDIST_EXPORT int32_t tfdist_group_load_next_plan(tfdist_group* group, const int32_t* steps, int32_t num_steps,
+                                                  int32_t num_chunks);
+/* They take over: of each channel `counts` operations have happened and are kept, all others are done again. With
+ * `starts_anew` nothing is open, and all ranks, new ones too, count operations from 0 again. */
+TFDIST_EXPORT int32_t tfdist_group_reform(tfdist_group* group, const uint64_t* channels, const int64_t* counts,
+                                          int32_t num_channels, int32_t starts_anew);
+/* The group cannot go on: every wait ends with this. */
+TFDIST_EXPORT void tfdist_group_give_up(tfdist_group* group, int32_t code, int32_t peer, const char* text);
+/* The generation in which what was committed last was done. */
+TFDIST_EXPORT uint32_t tfdist_group_committed_generation(tfdist_group* group);
+TFDIST_EXPORT uint32_t tfdist_group_step_generation(tfdist_group* group); /* of what belongs to a step */
+/* From now on the divisors of means are right for the members of that generation. */
+TFDIST_EXPORT void tfdist_group_trust(tfdist_group* group);
+/* Numbers 0..3: every commit tells each member the maximum over the members of what they have set. */
+TFDIST_EXPORT void tfdist_group_set_flag(tfdist_group* group, int32_t index, int64_t value);
+TFDIST_EXPORT int64_t tfdist_group_flag(tfdist_group* group, int32_t index);
+/* For tests: cuts the connection to a peer (its rank in the present generation); raises a signal in the wait for the
+ * operations of a step, at point 0 (handed over), 1 (done, not committed) or 2 (committed). */
+TFDIST_EXPORT void tfdist_group_drop(tfdist_group* group, int32_t peer);
+TFDIST_EXPORT void tfdist_group_set_fault(tfdist_group* group, int32_t point, int64_t step, int32_t number);
 
 /* How fast this machine moves and adds: memcpy, and sums of float32 (bytes of one array). Each call measures anew, some
  * 5 ms; depends on no group. */

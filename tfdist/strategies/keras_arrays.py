@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdist.data import dealing, permutation, rows, sharding, shares
+from tfdist.data import dealing, permutation, recut, rows, sharding, shares
 
 
 def get_tf_dataset(original, adapter):
@@ -23,6 +23,9 @@ def get_tf_dataset(original, adapter):
         return original(adapter)
     if call.deals_next():
         return _dealt(call, adapter, inputs)
+    if call.strategy.elastic is not None:
+        source = recut.Arrays(inputs, adapter._num_samples, adapter.batch_size, adapter._shuffle, call.seed)
+        return recut.Recutting(call.strategy, arrays=source)
     dataset = permutation.batches(
         inputs,
         num_rows=adapter._num_samples,

@@ -3,8 +3,8 @@
 import weakref
 
 from tfdist import errors
-from tfdist.data import shares
-from tfdist.strategies import keras_steps
+from tfdist.data import recut, shares
+from tfdist.strategies import keras_elastic, keras_steps
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
 _predict_functions = weakref.WeakKeyDictionary()
@@ -52,6 +52,8 @@ def make_predict_function(original, model, force=False):
     if key not in made:
         original(model, force=True)
         made[key] = model.predict_function
+        if key and strategy_of(model).elastic is not None:
+            made[key] = _Complete(made[key])
     model.predict_function = made[key]
     return made[key]
 
@@ -63,6 +65,20 @@ def _make(original, model, force, name):
     if force or getattr(model, name) is None:
         setattr(model, name, _ByShares(original, model, name))
     return getattr(model, name)
+
+
+class _Complete:
+    """Calls a function of Keras's `predict`, and finds out whether rows are missing from what it returns."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, data):
+        outputs = self._function(data)
+        part = recut.latest()
+        if part is not None:
+            keras_elastic.check_complete(part)
+        return outputs
 
 
 class _ByShares:
@@ -81,10 +97,36 @@ class _ByShares:
         self._made = {}
 
     def __call__(self, iterator):
+        if isinstance(iterator, recut.Part):
+            return self._train(iterator) if self._name == "train_function" else self._test(iterator)
+        return self._call(iterator)
+
+    def _call(self, iterator):
         kind = shares.promised(iterator)
         if kind not in self._made:
             self._made[kind] = self._make()
         return shares.call(self._made[kind], iterator)
+
+    def _train(self, part):
+        fit = keras_elastic.current_fit()
+        if fit is not None and fit.before_step(part):
+            return fit.logs
+        elastic, left = strategy_of(self._model).elastic, part.num_left
+        logs = self._call(part.ready())
+        steps = self._model.steps_per_execution
+        part.done(elastic.step_generation, steps if left is None else min(steps, left))
+        if fit is not None:
+            fit.after_step(part, logs)
+        return logs
+
+    def _test(self, part):
+        fit = keras_elastic.current_fit()
+        if fit is not None and fit.is_passing:
+            part.batch += 1
+            return fit.test_logs(self._model)
+        logs = self._call(part.ready())
+        keras_elastic.check_complete(part)
+        return logs
 
     def _make(self):
         outer = getattr(self._model, self._name)

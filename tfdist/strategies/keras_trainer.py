@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdist.comm import failures
 from tfdist.data import permutation, py_dataset, uneven
-from tfdist.strategies import keras_saving, keras_servers, keras_steps
+from tfdist.strategies import keras_elastic, keras_saving, keras_servers, keras_steps
 from tfdist.strategies.keras_functions import refuse_jit, strategy_of
 from tfdist.strategies.replica import AbstractReplicaStrategy
 
@@ -78,17 +78,41 @@ def fit(original, model, *args, **kwargs):
     strategy.agree("model.fit", _description(model, call, strategy, seed))
     if isinstance(call["x"], keras.utils.PyDataset) and call["shuffle"]:
         call["x"], call["shuffle"] = py_dataset.SharedOrder(call["x"], seed), False
+    told, first_epoch = keras_elastic.finished_history(strategy)
+    if told is not None:
+        return keras_elastic.made_history(model, told)
+    call["initial_epoch"] = max(call["initial_epoch"], first_epoch)
     call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
     _be_quiet(strategy, call)
     with _calling(strategy, seed, call["x"], is_fit=True, has_length=call["steps_per_epoch"] is not None):
         history = _fit(original, model, strategy, call)
+    keras_elastic.keep_history(strategy, history)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
     return history
 
 
 def _fit(original, model, strategy, call):
-    if not strategy.uses_servers:
-        return original(model, **call)
+    if strategy.elastic is not None and strategy.is_in_step:
+        return _fit_elastic(original, model, strategy, call)
+    return _fit_with_servers(original, model, strategy, call) if strategy.uses_servers else original(model, **call)
+
+
+def _fit_elastic(original, model, strategy, call):
+    fit = keras_elastic.Fit(strategy, model, call["callbacks"])
+    call["callbacks"] = [keras_elastic.Progress(fit), *call["callbacks"]]
+    with keras_elastic.fitting(fit):
+        try:
+            run = _fit_with_servers if strategy.uses_servers else _fit_plainly
+            return run(original, model, strategy, call)
+        except keras_elastic.FitIsOver:
+            return keras_elastic.made_history(model, keras_elastic.await_history(strategy))
+
+
+def _fit_plainly(original, model, strategy, call):
+    return original(model, **call)
+
+
+def _fit_with_servers(original, model, strategy, call):
     try:
         history = original(model, **call)
     except BaseException:
@@ -134,7 +158,9 @@ def _without_training(original, model, args, kwargs):
     _be_quiet(strategy, call)
     x = None if keras_steps.is_gathering() else call["x"]  # predict does not look at a batch beforehand
     with _calling(strategy, [0], x):
-        return original(model, **call)
+        if strategy.elastic is None:
+            return original(model, **call)
+        return keras_elastic.completed(strategy, lambda: original(model, **call))
 
 
 @contextlib.contextmanager

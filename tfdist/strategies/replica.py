@@ -13,7 +13,7 @@ import weakref
 import tensorflow as tf
 
 from tfdist.data import reusable, shares
-from tfdist.strategies import devices, initial_value, state, tensorflow_seed
+from tfdist.strategies import devices, elastic, initial_value, state, tensorflow_seed
 from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.keras_steps import describe, finish
@@ -38,6 +38,7 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         self.worker_group = group
         self.rank = group.rank if group else 0
         self.world_size = group.world_size if group else 1
+        self.elastic = elastic.of(group)
         self.seed = seed
         self.num_fit_calls = 0
         super().__init__(ReplicaExtended(self))
@@ -62,7 +63,14 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
     @property
     def is_chief(self):
         """Whether this worker is the one that writes files and shows progress."""
+        if self.elastic is not None:
+            return self.elastic.is_chief
         return self.rank == 0
+
+    @property
+    def share_of_data(self):
+        """`(index, count)`: this worker's place among those that divide the data now."""
+        return (self.rank, self.world_size) if self.elastic is None else self.elastic.share_of_data
 
     def run(self, fn, args=(), kwargs=None, options=None):
         """Runs `fn` on this worker's share of the data; see `tf.distribute.Strategy.run`."""
@@ -78,13 +86,24 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         """Returns whether `value` (anything with a `repr`) is the same on all workers; also a barrier."""
         if self.world_size == 1:
             return True
-        return len(set(self.worker_group.all_gather_bytes(repr(value).encode()))) == 1
+        told = self.worker_group.all_gather_bytes(repr(value).encode())
+        return len({text for text in told if text}) == 1  # an empty slot says nothing
 
-    def share_bytes(self, value, root=0):
-        """Returns rank `root`'s `value` (bytes) on every worker."""
+    def share_bytes(self, value, root=0, name=None):
+        """Returns rank `root`'s `value` (bytes) on every worker; with a `name` on those too that come later."""
         if self.world_size == 1:
             return value
-        return self.worker_group.all_gather_bytes(value if self.rank == root else b"")[root]
+        if self.elastic is not None and self.elastic.is_joining and name:
+            return self.elastic.recall(name)
+        while True:  # `root` may be lost on the way: then all see nothing, and the senior member stands in
+            group = self.worker_group
+            source = root if root in group.members else group.chief
+            told = group.all_gather_bytes(b"=" + value if self.rank == source else b"")
+            if any(told):
+                value = next(text for text in told if text)[1:]
+                if self.is_chief and self.elastic is not None and name:
+                    self.elastic.keep(name, value)
+                return value
 
 
 class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
@@ -263,17 +282,22 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     # Data
 
     def _experimental_distribute_dataset(self, dataset, options):
-        from tfdist.data import one_shot, sharding, uneven
+        from tfdist.data import one_shot, recut, sharding, uneven
         from tfdist.strategies import keras_trainer
 
         strategy, call = self._container_strategy(), keras_trainer.current_call()
         deals = not strategy.is_in_step and (call is None or call.deals_next())
         trains = call is None or call.take_training_data()
+        is_one_shot = keras_trainer.take_one_shot()
+        if isinstance(dataset, recut.Recutting):
+            return dataset
         if trains and not strategy.is_in_step:
             distributed = sharding.deal(strategy, dataset, deals=deals, look_first=call is not None)
+        elif call and strategy.elastic and not is_one_shot and sharding.divides_batches(strategy, dataset):
+            return recut.Recutting(strategy, dataset)
         else:
             distributed = sharding.distribute(strategy, dataset)
-        if keras_trainer.take_one_shot():
+        if is_one_shot:
             return one_shot.OneShot(distributed)
         if call is None:
             return distributed

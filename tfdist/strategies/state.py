@@ -89,7 +89,9 @@ class _Message:
 
     def __init__(self, step):
         self._has_rows = step.has_rows()
-        self._weight = None if step.has_equal_shares() else step.weight()
+        # Who takes part may change on the way, so the members are counted where they all weigh the same.
+        is_known = step.has_equal_shares()
+        self._weight = step.weight() if not is_known else 1 if step.strategy.elastic is not None else None
         self._world_size = step.strategy.world_size
         self._tensors = []
         self._names = []

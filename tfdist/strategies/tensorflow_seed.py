@@ -14,7 +14,7 @@ _PRIME = 1_000_003
 def share(strategy):
     """Gives all workers rank 0's seed unless the user has set one: an unseeded `Dataset.shuffle` must not differ."""
     mine = context.global_seed()
-    proposed = strategy.share_bytes(b"" if mine is not None else secrets.token_bytes(4))
+    proposed = strategy.share_bytes(b"" if mine is not None else secrets.token_bytes(4), name="TensorFlow's seed")
     if mine is None and proposed:
         tf.random.set_seed(int.from_bytes(proposed, "little") % 2**31)
 

@@ -100,6 +100,10 @@ class StoreClient:
         """Adds an int to a counter (0 at first) in one indivisible step, and returns the new value."""
         return self._understood(self._request({"op": "add", "key": key, "amount": int(amount)})[0].get("total"), int)
 
+    def claim(self, key, value):
+        """Stores bytes under a key unless somebody was first; returns what is there now."""
+        return self._request({"op": "claim", "key": key}, bytes(value))[1]
+
     def delete(self, key):
         """Forgets a key. Returns whether it was set."""
         return self._understood(self._request({"op": "delete", "key": key})[0].get("found"), bool)

@@ -68,6 +68,10 @@ class StoreServer:
         with self._changed:
             return {key: value for key, value in self._values.items() if key.startswith(prefix)}
 
+    def set(self, key, value):
+        """Stores bytes under a key, without a connection, and wakes all who wait for it."""
+        self._answer({"op": "set", "key": key}, bytes(value))
+
     def close(self):
         """Closes every connection and ends the threads. Blocked `get` calls of clients raise TransportError."""
         with self._changed:
@@ -166,6 +170,10 @@ class StoreServer:
                 return _key_list(name for name in self._values if name.startswith(key))
             elif operation == "add":
                 return self._add(key, int(_number(header.get("amount"), -(2**62), 2**62)))
+            elif operation == "claim":
+                claimed = self._values.setdefault(key, value)
+                self._changed.notify_all()
+                return {}, claimed
             elif operation == "delete":
                 return {"found": self._values.pop(key, None) is not None}, b""
             elif operation == "rejected":

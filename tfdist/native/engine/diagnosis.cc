@@ -10,13 +10,14 @@ constexpr int kDisputeMilliseconds = 2000;
 }  // namespace
 
 std::string Engine::name(int peer) const {
-  std::string text = "rank " + std::to_string(peer);
+  const bool is_known = peer >= 0 && peer < world_size_;
+  std::string text = "rank " + std::to_string(is_known ? slots_[static_cast<size_t>(peer)] : peer);
   if (peer >= 0 && peer < world_size_ && peers_[peer]) text += " at " + peers_[peer]->address;
   return text;
 }
 
 std::string Engine::headline(const Operation& operation) const {
-  return operation.describe() + " failed on rank " + std::to_string(rank_) + " of " + std::to_string(world_size_);
+  return operation.describe() + " failed on " + name(rank_) + " of " + std::to_string(world_size_);
 }
 
 bool Engine::is_recent(uint64_t tag) const {
@@ -77,13 +78,17 @@ void Engine::fail(int code, int peer, const std::string& text, int reporter) {
   early_bytes_ = 0;
   disputed_peer_ = -1;
   std::lock_guard<std::mutex> lock(mutex_);
-  if (failure_.code == TFDIST_OK) failure_ = {code, peer, whole};
+  const bool is_known = peer >= 0 && peer < world_size_;
+  if (failure_.code == TFDIST_OK) failure_ = {code, is_known ? slots_[static_cast<size_t>(peer)] : peer, whole};
   failed_code_ = failure_.code;
   changed_.notify_all();
 }
 
 void Engine::control_arrived(Peer* peer, const FrameHeader& header, const std::string& text) {
   switch (header.type) {
+    case FrameType::kPing:
+      if (peer->control().has_room()) send_control(peer, FrameType::kPong, 0, "");
+      return;
     case FrameType::kQuery: return report_status(peer, header.tag);
     case FrameType::kStatus: return status_arrived(peer, header, text);
     case FrameType::kDescribe: return describe_arrived(peer, header.tag, text);
@@ -91,8 +96,9 @@ void Engine::control_arrived(Peer* peer, const FrameHeader& header, const std::s
       const auto said = static_cast<int64_t>(header.offset);
       const int about = said >= -1 && said < world_size_ ? static_cast<int>(said) : peer->rank;
       // A code that is none of a failure would leave those who wait here waiting.
-      const bool is_failure = header.message >= TFDIST_TIMEOUT && header.message <= TFDIST_INVALID;
+      const bool is_failure = header.message >= TFDIST_TIMEOUT && header.message <= TFDIST_BELOW_MINIMUM;
       peer->goodbye = true;  // it is about to close; the reason it gave counts, not the closing
+      if (header.message == TFDIST_LOST && about >= 0 && peers_[about]) peers_[about]->silent = about != peer->rank;
       return fail(is_failure ? static_cast<int>(header.message) : TFDIST_LOST, about, text, peer->rank);
     }
     case FrameType::kGoodbye:
@@ -117,7 +123,7 @@ bool Engine::peer_left_early(const Operation& operation) {
     for (int step : plan.sends[peer->rank]) needed = needed || operation.done[step] < operation.bytes(step);
     if (!needed) continue;
     fail(TFDIST_MISMATCH, peer->rank,
-         "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation.describe() + ", but " +
+         "ranks disagree: " + name(rank_) + " waits in " + operation.describe() + ", but " +
              name(peer->rank) + " has finished and left the group");
     return true;
   }
@@ -151,7 +157,7 @@ void Engine::status_arrived(Peer* peer, const FrameHeader& header, const std::st
   uint64_t& suspect = operation->suspect[peer->rank];
   if (apart && suspect == header.signature) {
     fail(TFDIST_MISMATCH, peer->rank,
-         "ranks disagree: rank " + std::to_string(rank_) + " waits in " + operation->describe() + ", but " +
+         "ranks disagree: " + name(rank_) + " waits in " + operation->describe() + ", but " +
              name(peer->rank) + " waits in " + text + "; neither has started the other's");
     return;
   }
@@ -171,7 +177,7 @@ void Engine::describe_arrived(Peer* peer, uint64_t tag, const std::string& text)
   const std::string mine = text_of(tag);
   if (disputed_peer_ < 0) mismatch(peer->rank, tag);  // the other side saw it first: it waits for our text
   fail(TFDIST_MISMATCH, peer->rank,
-       "ranks disagree: rank " + std::to_string(rank_) + " has " + (mine.empty() ? "nothing of the kind" : mine) +
+       "ranks disagree: " + name(rank_) + " has " + (mine.empty() ? "nothing of the kind" : mine) +
            ", but " + name(peer->rank) + " has " + (text.empty() ? "nothing of the kind" : text));
 }
 
@@ -179,10 +185,11 @@ void Engine::check_clocks() {
   if (failed_) return;
   if (disputed_peer_ >= 0 && Clock::now() > disputed_until_) {
     return fail(TFDIST_MISMATCH, disputed_peer_,
-                "ranks disagree: rank " + std::to_string(rank_) + " has " + text_of(disputed_tag_) + ", but " +
+                "ranks disagree: " + name(rank_) + " has " + text_of(disputed_tag_) + ", but " +
                     name(disputed_peer_) + " sent something else and does not say what");
   }
   query_stalled();
+  check_pulses();
 }
 
 void Engine::query_stalled() {

@@ -23,7 +23,6 @@ constexpr auto kPause = microseconds(10);  // after it a spinning thread lets ot
 constexpr auto kRecently = milliseconds(2);
 constexpr auto kStandbyAtMost = milliseconds(64);
 constexpr auto kCold = std::chrono::seconds(10);
-constexpr size_t kEarlyBytesAtMost = size_t{1} << 30;  // past this a peer that runs ahead is not read
 constexpr auto kGoodbye = std::chrono::seconds(2);
 
 void relax() {
@@ -71,6 +70,7 @@ void Engine::drive_until(const Operation& operation, Clock::time_point deadline)
   auto idle_since = Clock::now();
   while (!over(operation) && !closing_) {
     if (drive(true)) {
+      look_around(&waiter_descriptors_);
       idle_since = Clock::now();
       continue;
     }
@@ -93,7 +93,7 @@ bool Engine::drive(bool reads_sockets) {
   if (has_work_.load()) take_submitted();
   bool moved = false;
   for (Peer* peer : shared_peers_) moved |= read_shared(peer, false);
-  if (reads_sockets && early_bytes_ <= kEarlyBytesAtMost) {
+  if (reads_sockets && !holds_too_much()) {
     for (Peer* peer : stream_peers_) {
       for (auto& stream : peer->streams) {
         stream->blocked = false;
@@ -154,7 +154,10 @@ bool Engine::arm(bool by_waiter) {
 
 int Engine::poll_milliseconds() const {
   if (disputed_peer_ >= 0) return 50;
-  return static_cast<int>(patience_seconds() * 250) + 1;
+  const int patience = static_cast<int>(patience_seconds() * 250) + 1;
+  const bool looks = has_heartbeat() && (!active_.empty() || holds_too_much());
+  if (!looks) return patience;
+  return std::min(patience, static_cast<int>(std::chrono::duration_cast<milliseconds>(look_interval()).count()) + 1);
 }
 
 void Engine::fill(std::vector<pollfd>* descriptors) const {
@@ -163,7 +166,7 @@ void Engine::fill(std::vector<pollfd>* descriptors) const {
   for (auto& peer : peers_) {
     if (!peer) continue;
     for (auto& stream : peer->streams) {
-      short events = early_bytes_ > kEarlyBytesAtMost ? 0 : POLLIN;
+      short events = holds_too_much() ? 0 : POLLIN;
       if (stream->blocked && !stream->broken) events |= POLLOUT;
       descriptors->push_back({peer->gone || stream->ended ? -1 : stream->link->descriptor(), events, 0});
     }
@@ -205,8 +208,7 @@ void Engine::loop() {
     if (polled) read_ready(thread_descriptors_);
     polled = false;
     if (is_eager_ || has_work_) {
-      while (drive(false) && waiters_ == 0 && !closing_) {
-      }
+      while (drive(false) && waiters_ == 0 && !closing_) look_around(&thread_descriptors_);
     }
     check_clocks();
     flush();
@@ -214,7 +216,8 @@ void Engine::loop() {
       release_drive();
       continue;
     }
-    const bool is_cold = active_.empty() && Clock::now() - last_active_ > kCold && disputed_peer_ < 0;
+    const bool is_done = active_.empty() && disputed_peer_ < 0 && !holds_too_much();
+    const bool is_cold = is_done && Clock::now() - last_active_ > kCold;
     is_cold_ = is_cold;
     const bool sleeps = !has_work_ && arm(false);
     fill(&thread_descriptors_);
@@ -319,12 +322,16 @@ bool Engine::settle_once(Operation* operation) {
 // Leaves in good order: what was queued is sent, then the peers are told, then their ends are awaited briefly so that
 // nothing of ours is cut off.
 void Engine::say_goodbye() {
+  if (is_abandoned_) {
+    failed_ = true;
+    return;
+  }
   std::string reason;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     reason = closing_reason_;
   }
-  if (!failed_ && !reason.empty()) fail(TFDIST_LOST, rank_, reason);
+  if (!failed_ && !reason.empty()) fail(TFDIST_RAISED, rank_, reason);
   if (!failed_) {
     for (auto& peer : peers_) {
       if (peer) send_control(peer.get(), FrameType::kGoodbye, 0, "");
@@ -340,7 +347,7 @@ void Engine::say_goodbye() {
       for (auto& stream : peer->streams) {
         stream->blocked = false;
         flush(stream.get());
-        if (stream->broken || !stream->has_output()) continue;
+        if (stream->broken || peer->silent || !stream->has_output()) continue;
         pending = true;
         descriptors.push_back({stream->link->descriptor(), POLLOUT, 0});
       }

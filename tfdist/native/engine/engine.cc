@@ -3,8 +3,11 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <cstring>
 
 #include "common/copy.h"
 
@@ -40,10 +43,13 @@ std::string address_of(int descriptor) {
 Engine::Engine(const tfdist_group_options& options)
     : rank_(options.rank),
       world_size_(options.world_size),
+      zeroes_(options.has_empty_slots != 0),
       generation_(options.generation),
       is_eager_(options.is_eager != 0),
       is_crowded_(options.is_crowded != 0),
+      heartbeat_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.heartbeat_seconds))),
       timeout_seconds_(options.timeout_seconds) {
+  for (int i = 0; i < world_size_; ++i) slots_.push_back(options.slots != nullptr ? options.slots[i] : i);
   const bool shares = options.segments != nullptr && options.segments[rank_] >= 0;
   if (shares) segment_ = std::make_unique<Segment>(options.segments[rank_], rank_, world_size_);
   peers_.resize(static_cast<size_t>(world_size_));
@@ -73,7 +79,7 @@ Engine::Engine(const tfdist_group_options& options)
   is_eager_ = is_eager_ || !stream_peers_.empty();  // a network moves bytes without a core of ours
   recent_.resize(kRecent);
   early_.reserve(kHeldPieces);
-  last_active_ = Clock::now();
+  last_active_ = last_look_ = Clock::now();
   thread_ = std::thread([this] { loop(); });
 }
 
@@ -212,6 +218,7 @@ void Engine::lay_out(const tfdist_operation& request, const tfdist_span* inputs,
     packed = operation->buffer.data();
   }
   if (outputs == nullptr) {
+    if (zeroes_ && request.work == nullptr) std::memset(packed, 0, static_cast<size_t>(packed_bytes));
     stretches.push_back({0, request.elements * size, packed});
     packed += request.input_offset * size;
   }
@@ -357,6 +364,56 @@ int Engine::finish(int64_t ticket, const tfdist_span* outputs, int num_outputs) 
 Failure Engine::failure() {
   std::lock_guard<std::mutex> lock(mutex_);
   return failure_;
+}
+
+// Blocks until the group has failed: the code, or TFDIST_OK when time is up.
+int Engine::await_failure(double timeout_seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait_for(lock, std::chrono::duration<double>(timeout_seconds), [&] { return failure_.code != TFDIST_OK || closing_; });
+  return closing_ && failure_.code == TFDIST_OK ? TFDIST_CLOSED : failure_.code;
+}
+
+int Engine::num_chunks(int plan) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return plan < 0 || plan >= static_cast<int>(plans_.size()) ? -1 : plans_[static_cast<size_t>(plan)]->num_chunks;
+}
+
+// Divides what a finished operation has left.
+void Engine::divide(int64_t ticket, double divisor) {
+  static const char zeros[4096] = {};
+  Operation* operation;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    operation = find(ticket);
+  }
+  if (operation == nullptr || divisor == 1) return;
+  const auto size = static_cast<int64_t>(element_size(operation->dtype));
+  operation->visit(0, operation->elements * size, [&](char* target, int64_t bytes) {
+    for (int64_t n; bytes > 0; bytes -= n, target += n) {
+      n = std::min<int64_t>(bytes, sizeof(zeros));
+      reduce_into(target, zeros, n / size, operation->dtype, TFDIST_MEAN, divisor);
+    }
+  });
+}
+
+// Stops at once, after a failure; when it returns nothing touches the callers' memory any more.
+void Engine::abandon() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    is_abandoned_ = true;
+    closing_ = true;
+    changed_.notify_all();
+    standby_.notify_all();
+  }
+  wake();
+  while (!try_drive()) sched_yield();
+  release_drive();
+}
+
+// Cuts the connection to a peer; for tests.
+void Engine::drop(int peer) {
+  if (peer < 0 || peer >= world_size_ || peer == rank_) return;
+  for (auto& stream : peers_[static_cast<size_t>(peer)]->streams) shutdown(stream->link->descriptor(), SHUT_RDWR);
 }
 
 void Engine::close(const char* failure) {

@@ -38,8 +38,16 @@ class Engine {
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   Failure failure();
   int64_t copied_bytes() const { return copied_bytes_; }
+  // For a group whose members change, see elastic/.
+  int await_failure(double timeout_seconds);
+  int num_chunks(int plan);
+  void divide(int64_t ticket, double divisor);
+  void abandon();
+  void drop(int peer);
 
  private:
+  static constexpr size_t kEarlyBytesAtMost = size_t{1} << 30;  // past this a peer that runs ahead is not read
+
   // engine.cc: called by users' threads.
   void wake();
   void call_thread();
@@ -108,14 +116,26 @@ class Engine {
   bool is_recent(uint64_t tag) const;
   bool stalled(const Operation& operation) const;
   double patience_seconds() const;
+  // heartbeat.cc: who has fallen silent.
+  bool has_heartbeat() const { return heartbeat_ > Clock::duration::zero(); }
+  Clock::duration look_interval() const { return heartbeat_ / 8; }
+  bool holds_too_much() const { return early_bytes_ > kEarlyBytesAtMost; }
+  void check_pulses();
+  void check_pulse(Peer* peer, Clock::time_point now, bool was_away);
+  bool has_moved(Peer* peer);
+  bool has_moved_after_all(Peer* peer);
+  void look_around(std::vector<pollfd>* descriptors);
   void fail(int code, int peer, const std::string& text, int reporter = -1);
   std::string headline(const Operation& operation) const;
   std::string name(int peer) const;
 
   const int rank_, world_size_;
+  std::vector<int> slots_;   // by which users know the ranks
+  const bool zeroes_;        // chunks that no rank fills are read
   const uint32_t generation_;
   bool is_eager_;            // the engine's thread moves data while nobody waits
   const bool is_crowded_;    // more ranks than cores: a spinning rank would keep a peer from running
+  const Clock::duration heartbeat_;  // 0: none
   std::atomic<double> timeout_seconds_;
   int wake_read_ = -1, wake_write_ = -1;
   Pool pool_;
@@ -137,6 +157,7 @@ class Engine {
   std::atomic<int64_t> copied_bytes_{0};
   std::atomic<int> failed_code_{TFDIST_OK};
   std::atomic<bool> closing_{false};
+  std::atomic<bool> is_abandoned_{false};  // leaves without a word
   std::atomic<bool> driven_{false};     // somebody drives
   std::atomic<bool> blocked_{false};    // a driving waiter is about to sleep in poll()
   std::atomic<bool> is_cold_{true};     // the engine's thread sleeps without a limit
@@ -165,6 +186,7 @@ class Engine {
   size_t next_recent_ = 0;
   std::vector<pollfd> waiter_descriptors_, thread_descriptors_;
   Clock::time_point last_active_;
+  Clock::time_point last_look_;              // at the peers' pulses
   uint64_t disputed_tag_ = 0;  // waiting for the other side's description
   int disputed_peer_ = -1;
   Clock::time_point disputed_until_;

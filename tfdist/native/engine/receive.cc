@@ -88,11 +88,13 @@ bool Engine::read(Peer* peer, Stream* stream) {
         break;
       case Stream::Event::kPart:
         ++parts;
+        ++peer->num_events;
         moved = true;
         part_arrived(stream);
         break;
       case Stream::Event::kFrame:
         ++parts;
+        ++peer->num_events;
         moved = true;
         frame_arrived(peer, stream);
         break;

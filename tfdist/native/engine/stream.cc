@@ -62,6 +62,7 @@ Stream::Event Stream::flush(Sent* sent) {
   const ssize_t n = link->write(parts, count);
   if (n < 0) return Event::kGone;
   written_ += static_cast<size_t>(n);
+  written_bytes_ += n;
   *sent = sending_;
   sent->bytes = 0;
   if (written_ > sizeof(FrameHeader)) {

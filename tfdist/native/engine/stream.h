@@ -24,6 +24,7 @@ class Stream {
   void send_control(FrameHeader header, const std::string& payload);
   void send_data(const FrameHeader& header, const char* payload, Operation* operation, int step, int64_t bytes);
   bool has_room() const { return control_.size() < kControlAtMost; }
+  int64_t written_bytes() const { return written_bytes_; }  // ever taken by the link
   bool has_output() const { return writing_ || next_control_ < control_.size(); }
   // Writes what it can; kFrame says that a frame has left entirely. `sent` tells what left of which step, if any did.
   struct Sent {
@@ -71,6 +72,7 @@ class Stream {
   const char* payload_ = nullptr;
   std::string control_payload_;
   size_t written_ = 0;  // of header and payload together
+  int64_t written_bytes_ = 0;
   Sent sending_;
   std::unique_ptr<char[]> narrowed_;
 

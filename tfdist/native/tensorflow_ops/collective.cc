@@ -148,11 +148,13 @@ class Wait {
     Group group = find_group(context, group_);
     if (!group) return;
     const int num_tickets = static_cast<int>(counts_.size());
+    std::vector<int64_t> tickets;
+    for (int t = 0; t < num_tickets; ++t) tickets.push_back(scalar<int64_t>(context, t));
+    int code = tfdist_wait_all(group.get(), tickets.data(), num_tickets, -1, 1);
+    if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
     int next = 0;
     for (int t = 0; t < num_tickets; ++t) {
-      const auto ticket = scalar<int64_t>(context, t);
-      int code = tfdist_wait(group.get(), ticket, -1, 1);
-      if (code != TFDIST_OK) return fail_with_group(context, group.get(), code);
+      const int64_t ticket = tickets[static_cast<size_t>(t)];
       std::vector<tfdist_span> spans;
       for (int64_t i = 0; i < counts_[static_cast<size_t>(t)]; ++i, ++next) {
         const Tensor held = input(context, num_tickets + next);

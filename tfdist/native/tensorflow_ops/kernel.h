@@ -63,7 +63,9 @@ inline void fail(TF_OpKernelContext* context, int code, int peer, const std::str
   };
   switch (code) {
     case TFDIST_TIMEOUT: return as(TF_DEADLINE_EXCEEDED, "CollectiveTimeoutError");
-    case TFDIST_LOST: return as(TF_UNAVAILABLE, "WorkerLostError");
+    case TFDIST_LOST:
+    case TFDIST_RAISED: return as(TF_UNAVAILABLE, "WorkerLostError");
+    case TFDIST_BELOW_MINIMUM: return as(TF_UNAVAILABLE, "BelowMinimumWorkersError");
     case TFDIST_SERVER_LOST: return as(TF_UNAVAILABLE, "ServerLostError");
     case TFDIST_MISMATCH: return as(TF_INVALID_ARGUMENT, "MismatchError");
     case TFDIST_STALE: return as(TF_INVALID_ARGUMENT, "StaleUpdateError");

@@ -16,6 +16,8 @@ enum class FrameType : uint16_t {
   kAbort = 5,     // this rank gives up: `message` is a tfdist_code, `offset` the lost peer, payload the reason
   kGoodbye = 6,   // this rank leaves in good order
   kDoorbell = 7,  // look into the shared memory
+  kPing = 8,      // do you live?
+  kPong = 9,      // I do
 };
 
 constexpr uint32_t kMagic = 0x74666431;         // "tfd1"
@@ -65,7 +67,7 @@ inline uint64_t FrameHeader::expected_check() const {
 
 inline bool FrameHeader::valid(uint32_t group_generation) const {
   const uint32_t cap = type == FrameType::kData ? kDataBytesAtMost : kTextBytesAtMost;
-  return magic == kMagic && version == 1 && type >= FrameType::kData && type <= FrameType::kDoorbell &&
+  return magic == kMagic && version == 1 && type >= FrameType::kData && type <= FrameType::kPong &&
          generation == group_generation && length <= cap && (type != FrameType::kData || length > 0) &&
          check == expected_check();
 }

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include <cstdint>
 #include <memory>
 
 namespace tfdist {
@@ -19,6 +20,8 @@ class AbstractLink {
   // Both move as many bytes as they can without blocking: how many, 0 for "not now", or kGone.
   virtual ssize_t write(const iovec* parts, int count) = 0;
   virtual ssize_t read(const iovec* parts, int count) = 0;
+  // How much of what was written the peer's host has not taken yet; 0 where nobody knows.
+  virtual int64_t unsent_bytes() const { return 0; }
   // No more writes will come; what was written still arrives.
   virtual void finish_writing() = 0;
 };

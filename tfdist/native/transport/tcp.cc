@@ -3,6 +3,10 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#if defined(__linux__)
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#endif
 #include <unistd.h>
 
 #include "transport/link.h"
@@ -39,6 +43,17 @@ class TcpLink final : public AbstractLink {
   ssize_t read(const iovec* parts, int count) override {
     const ssize_t n = readv(descriptor_, parts, count);
     return n == 0 ? kGone : moved(n);
+  }
+
+  int64_t unsent_bytes() const override {
+    int bytes = 0;
+#if defined(__linux__)
+    if (ioctl(descriptor_, SIOCOUTQ, &bytes) != 0) return 0;
+#elif defined(SO_NWRITE)
+    socklen_t length = sizeof(bytes);
+    if (getsockopt(descriptor_, SOL_SOCKET, SO_NWRITE, &bytes, &length) != 0) return 0;
+#endif
+    return bytes;
   }
 
   void finish_writing() override { shutdown(descriptor_, SHUT_WR); }

@@ -1,0 +1,1 @@
+"""Workers may be lost, and come, while a job goes on."""

@@ -1,0 +1,151 @@
+"""What happens when a worker or server is lost: the others are told, and its place is filled again."""
+
+import signal
+import time
+
+from tfdist.launch import failure as failures
+from tfdist.launch.restarts import decide
+
+EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
+_LOOK_SECONDS = 0.5
+
+
+class Recovery:
+    """Decides which losses the job survives, and restarts what was lost. Not thread safe.
+
+    Args:
+      job: a `Job`.
+      store: its `JobStore`.
+      crew: its `Crew`.
+      say: called with the text of a line for the user.
+    """
+
+    def __init__(self, job, store, crew, say):
+        self._job, self._store, self._crew, self._say = job, store, crew, say
+        self._rules = job.restarts
+        self._addresses = {}  # server's slot -> its address in the store when it was started
+        self.refusal = ""  # why the last loss was not forgiven
+
+    def survives(self, slot):
+        """Returns whether the job goes on after the end of a process other than well; arranges for it if so."""
+        if self._rules is None or slot.is_dismissed:
+            return slot.is_dismissed
+        if not self._job.recovers and not slot.is_server or not self._was_lost(slot):
+            return self._is_late_joiner(slot)
+        if not slot.is_server:
+            self._store.tell_lost(slot.rank, slot.incarnation)
+        self._crew.bury(slot)
+        if not slot.is_server and self._store.is_over():
+            slot.is_given_up = True
+            self._say(f"{_name(slot)} {_manner(slot)} when the job had ended.")
+            return True
+        return self._replace(slot)
+
+    def look(self):
+        """Starts what is due, and ends what the job has no use for any more. To be called after every event."""
+        waiting = [slot for slot in (*self._crew.workers, *self._crew.servers) if slot.restart_at is not None]
+        joiners = self._running_joiners()
+        if (waiting or joiners) and self._store.is_over():
+            self._dismiss(joiners, [slot for slot in waiting if not slot.is_server])
+        for slot in waiting:
+            if slot.restart_at is not None and slot.restart_at <= time.monotonic():
+                self._start(slot)
+
+    def next_look_seconds(self):
+        """Returns how long the next look can wait for want of an event; None: for ever."""
+        slots = (*self._crew.workers, *self._crew.servers)
+        waits = [slot.restart_at - time.monotonic() for slot in slots if slot.restart_at is not None]
+        if self._running_joiners():
+            waits.append(_LOOK_SECONDS)  # the end of the job may come from another host
+        return max(0.0, min(waits)) if waits else None
+
+    def epilogue(self):
+        """Returns what to tell at the end of a job that went well, or None."""
+        lost = [str(slot.rank) for slot in self._crew.workers if slot.is_given_up]
+        if not lost:
+            return None
+        return f"tfdist run: ended well without rank{'s' if len(lost) > 1 else ''} {', '.join(lost)}, lost for good."
+
+    def _running_joiners(self):
+        return [
+            slot for slot in self._crew.workers if slot.incarnation > 0 and slot.is_running and not slot.is_dismissed
+        ]
+
+    def _was_lost(self, slot):
+        """Returns whether a process ended through no fault of its script's."""
+        if slot.process.exit_code >= 0 and slot.process.exit_code != EXIT_AGAIN:
+            return False
+        # An interpreter may crash on its way out, after the script's exception.
+        told = None if slot.is_server else self._store.reports().get(slot.rank)
+        return told is None or told["time"] < slot.process.started
+
+    def _is_late_joiner(self, slot):
+        """Returns whether it failed only because the job was over before it could take part."""
+        if slot.is_server or slot.incarnation < 1 or self._has_joined(slot) or not self._store.is_over():
+            return False
+        slot.is_dismissed = True
+        return True
+
+    def _replace(self, slot):
+        life, limit = slot.process.ended - slot.process.started, self._rules.max_restarts
+        delay, why = decide(slot.record, limit, life, self._has_joined(slot))
+        if delay is None:
+            slot.is_given_up = True
+            what = f"it is not started again, for {why}"
+        else:
+            slot.restart_at = time.monotonic() + delay
+            what = f"it is started again in {delay:.1f} s ({slot.record.restarts} of {limit})"
+        if slot.is_server and delay is None:
+            self.refusal = f"It is not started again, for {why}."
+        else:
+            self.refusal = self._shortage()
+        if self.refusal:
+            return False
+        self._say(f"{_name(slot)} {_manner(slot)} after {life:.1f} s; {what}.")
+        return True
+
+    def _shortage(self):
+        """Returns why the job cannot go on with the workers that are left, or ""."""
+        workers, floor = self._crew.workers, self._rules.min_workers
+        live = sum(slot.process is not None and not slot.is_given_up for slot in workers)
+        if live < floor:
+            return f"{live} worker{'' if live == 1 else 's'} left, fewer than --min-workers {floor}: the job ends."
+        if self._job.num_nodes == 1 and not self._job.num_servers and not any(map(self._has_state, workers)):
+            return (
+                "No worker is left that has the state of the training: the job ends. Start it again from a checkpoint."
+            )
+        return ""
+
+    def _has_state(self, slot):
+        if slot.is_running:
+            return slot.incarnation == 0 or self._has_joined(slot)
+        return slot.process is not None and slot.process.exit_code == 0
+
+    def _start(self, slot):
+        if slot.is_server:
+            self._addresses[slot] = self._store.server_address(slot.rank)
+        self._crew.start(slot)
+
+    def _has_joined(self, slot):
+        if slot.is_server:
+            address = self._store.server_address(slot.rank)
+            return address is not None and address != self._addresses.get(slot)
+        return self._store.joined().get(slot.rank) == slot.incarnation
+
+    def _dismiss(self, joiners, waiting):
+        for slot in joiners:
+            if not self._has_joined(slot):
+                slot.is_dismissed = True
+                slot.process.send(signal.SIGTERM)
+        for slot in waiting:
+            slot.restart_at, slot.is_given_up = None, True
+
+
+def _name(slot):
+    return f"server {slot.rank}" if slot.is_server else f"rank {slot.rank}"
+
+
+def _manner(slot):
+    if slot.process.exit_code == EXIT_AGAIN:
+        return "was excluded"
+    return failures.manner(slot.process.exit_code)
