@@ -13,7 +13,7 @@ BUILD_SECONDS = 600
 
 # Target -> the folders of the core that it is built with.
 TARGETS = {
-    "engine": ("common", "transport", "engine"),
+    "engine": ("common", "transport", "engine", "elastic"),
     "server": ("common", "parameter_server"),
     "client": ("common", "parameter_server"),
 }
