@@ -18,7 +18,8 @@ import numpy as np
 from tfdist import errors
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.frames import FrameError, encode, receive_frame, send_all, shut_down
-from tfdist.cluster.handshake import authenticate
+from tfdist.cluster.handshake import secure
+from tfdist.cluster.tls import plain
 from tfdist.comm import library as comm_library
 from tfdist.comm.shared_memory import NONCE_BYTES, host_identity
 from tfdist.parameter_server import library, sharding
@@ -120,7 +121,7 @@ class Client:
             for server, address in enumerate(self.addresses):
                 self._controls.append(_dial(address, server, ["control", rank, token], secret))
                 for _ in range(2):
-                    sockets.append(_dial(address, server, ["data", rank, token], secret).detach())
+                    sockets.append(plain(_dial(address, server, ["data", rank, token], secret)).detach())
         except BaseException:
             self._close_controls()
             for descriptor in sockets:
@@ -421,8 +422,7 @@ def _dial(address, server, identity, secret):
         ) from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        authenticate(connection, secret, initiator=True, identity=json.dumps(identity).encode())
-    except BaseException:
+    except OSError:
         connection.close()
         raise
-    return connection
+    return secure(connection, secret, initiator=True, identity=json.dumps(identity).encode())[0]

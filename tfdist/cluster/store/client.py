@@ -15,7 +15,7 @@ from tfdist.cluster.frames import (
     send_all,
     shut_down,
 )
-from tfdist.cluster.handshake import authenticate, check_secret
+from tfdist.cluster.handshake import check_secret, secure
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError, TransportError
 
 _REPLY_SECONDS = 30.0
@@ -50,9 +50,8 @@ class StoreClient:
         self._socket = _connect(address, timeout)
         try:
             remaining = max(deadline - time.monotonic(), 0.1)
-            authenticate(self._socket, secret, initiator=True, timeout=remaining)
+            self._socket, _ = secure(self._socket, secret, initiator=True, timeout=remaining)
         except AuthenticationError as error:
-            self._socket.close()
             raise AuthenticationError(f"Connecting to the store at {address} failed. {error}") from error
 
     def set(self, key, value):

@@ -1,0 +1,158 @@
+"""TLS on every connection of a job, where TFDIST_TLS is set.
+
+The certificate of the side that was connected to is given (TFDIST_TLS_CERT and TFDIST_TLS_KEY: then both sides show theirs,
+which must be signed by one of TFDIST_TLS_CA), or drawn by each process for itself. Either way the proofs of the handshake
+within are bound to that certificate (RFC 5929, "tls-server-end-point"): whoever decrypts on the way has another one, and
+neither side accepts the other's proof. So nothing but the job's secret needs to be handed out.
+
+Native code moves plain bytes: `plain()` gives it one end of a socket pair, and a thread encrypts what comes at the other.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+
+from tfdist.cluster import variables
+from tfdist.cluster.pump import Pump
+from tfdist.errors import AuthenticationError, ConfigurationError
+
+_OPENSSL_SECONDS = 30.0
+_DRAW = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=tfdist "
+    "-keyout /dev/stdout -out /dev/stdout"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """What both sides of a connection need.
+
+    Args:
+      server: `ssl.SSLContext` of the side that was connected to.
+      client: that of the other.
+      fingerprint: bytes, SHA-256 of this process's certificate.
+    """
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    fingerprint: bytes
+
+
+def wrap(sock, *, initiator, timeout, environ=os.environ):
+    """Makes a connected socket TLS, or leaves it as it is where TFDIST_TLS is not set.
+
+    Args:
+      sock: a connected socket; useless afterwards where another one is returned.
+      initiator: bool, True on the side that connected.
+      timeout: float seconds for all of it.
+
+    Returns:
+      `(socket, binding)`: the socket to use, and bytes that both sides know and nobody between them.
+
+    Raises:
+      AuthenticationError: the peer does not speak TLS, or shows a certificate that is not accepted.
+      ConfigurationError: there is no certificate to be had.
+      OSError: the connection broke.
+    """
+    settings = variables.tls(environ)
+    if settings is None:
+        return sock, b""
+    contexts = _contexts(settings)
+    context = contexts.client if initiator else contexts.server
+    wrapped = context.wrap_socket(sock, server_side=not initiator, do_handshake_on_connect=False)
+    try:
+        wrapped.settimeout(timeout)
+        wrapped.do_handshake()
+        if not initiator:
+            return wrapped, contexts.fingerprint
+        return wrapped, hashlib.sha256(wrapped.getpeercert(binary_form=True)).digest()
+    except ssl.SSLError as error:
+        wrapped.close()
+        raise AuthenticationError(
+            f"The peer was expected to speak TLS, as TFDIST_TLS=1 says here. Received: {error.reason or error}. "
+            "Set TFDIST_TLS on all hosts or on none, with certificates of one authority."
+        ) from error
+    except BaseException:
+        wrapped.close()
+        raise
+
+
+def plain(sock):
+    """Returns a socket for native code: `sock` itself, or, where that is TLS, one whose bytes travel encrypted by `sock`.
+
+    A thread moves them until both sides have ended; `sock` is its from now on.
+    """
+    if not isinstance(sock, ssl.SSLSocket):
+        return sock
+    ours, theirs = socket.socketpair()
+    Pump(theirs, sock).start()
+    return ours
+
+
+@functools.cache
+def _contexts(settings):
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False  # workers have addresses, often no names
+    for context in (server, client):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED if settings.certificate else ssl.CERT_NONE
+    server.num_tickets = 0  # no connection is resumed
+    if settings.certificate:
+        _load_given(settings, server, client)
+        with open(settings.certificate, encoding="ascii") as file:
+            text = file.read()
+    else:
+        text = _draw()
+        with _file_with(text) as path:
+            server.load_cert_chain(path)
+    begin = text.index("-----BEGIN CERTIFICATE")
+    end = text.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
+    return Contexts(server, client, hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[begin:end])).digest())
+
+
+def _load_given(settings, server, client):
+    for context in (server, client):
+        try:
+            context.load_cert_chain(settings.certificate, settings.key)
+            context.load_verify_locations(settings.authority or settings.certificate)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                "TFDIST_TLS_CERT, TFDIST_TLS_KEY and TFDIST_TLS_CA are expected to name a certificate, its key and its authority. "
+                f"Received: TFDIST_TLS_CERT={settings.certificate!r}, TFDIST_TLS_KEY={settings.key!r}, "
+                f"TFDIST_TLS_CA={settings.authority!r} ({error}). Correct them, or unset all to have a certificate drawn."
+            ) from error
+
+
+def _draw():
+    """Returns a new key and a certificate of it, PEM."""
+    program = shutil.which("openssl")
+    if program is None:
+        raise ConfigurationError(
+            "TFDIST_TLS=1 is expected with a certificate, or with the program openssl to draw one. Received: neither. "
+            "Install openssl, or set TFDIST_TLS_CERT and TFDIST_TLS_KEY."
+        )
+    done = subprocess.run(
+        [program, *_DRAW.split()[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=_OPENSSL_SECONDS
+    )
+    if done.returncode:
+        raise ConfigurationError(
+            f"openssl is expected to draw a certificate. Received: {done.stderr.decode(errors='replace').strip()[-300:]!r}. "
+            "Set TFDIST_TLS_CERT and TFDIST_TLS_KEY instead."
+        )
+    return done.stdout.decode("ascii")
+
+
+@contextlib.contextmanager
+def _file_with(text):
+    """The ssl module reads keys from files only: one that nobody else can open, and that is gone at once."""
+    with tempfile.NamedTemporaryFile("w", encoding="ascii") as file:  # mode 0600
+        file.write(text)
+        file.flush()
+        yield file.name
