@@ -114,7 +114,7 @@ def receive_frame(sock, deadline=None, frame_seconds=10.0):
 def shut_down(sock):
     """Closes a socket and wakes the thread that is blocked on it, which `close()` alone does not."""
     try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of a TLS connection too: its own would go on in plain text
+        sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # not connected, or closed before
     sock.close()

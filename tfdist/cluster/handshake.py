@@ -26,6 +26,9 @@ _MAGIC = b"tfdist/1"
 _NONCE_BYTES = 32
 _PROOF_BYTES = hashlib.sha256().digest_size
 _IDENTITY_LENGTH = struct.Struct(">H")
+_TLS_RECORD = b"\x16\x03"
+_PERHAPS_TLS = "It speaks TLS. Set TFDIST_TLS on all hosts or on none."
+_ANOTHER = "Another program uses this port, or another version of tfdist."
 _SAME_SECRET = (
     "Give every process of the job the same TFDIST_SECRET or TFDIST_SECRET_FILE, or start it by `tfdist run`."
 )
@@ -45,21 +48,21 @@ def secure(sock, secret, *, initiator, identity=b"", timeout=10.0):
       AuthenticationError: as `authenticate`; or the peer does not speak TLS, or shows a certificate that is not accepted.
       ConfigurationError: as `authenticate`; or there is no certificate to be had.
     """
-    before, deadline = sock.gettimeout(), time.monotonic() + timeout
+    before, deadline, inner = sock.gettimeout(), time.monotonic() + timeout, None
     try:
-        sock, binding = wrap(sock, initiator=initiator, timeout=timeout)
-        remaining = max(deadline - time.monotonic(), 0.001)
-        found = authenticate(sock, secret, initiator=initiator, identity=identity, timeout=remaining, binding=binding)
-        sock.settimeout(before)
-    except OSError as error:
-        sock.close()
-        raise AuthenticationError(
-            f"The peer was expected to finish the TLS handshake. Received: {error}. Set TFDIST_TLS on all hosts or on none."
-        ) from error
-    except BaseException:
-        sock.close()
+        inner, binding = wrap(sock, initiator=initiator, timeout=timeout)
+        left = max(deadline - time.monotonic(), 0.001)
+        found = authenticate(inner, secret, initiator=initiator, identity=identity, timeout=left, binding=binding)
+        inner.settimeout(before)
+    except BaseException as error:
+        (inner or sock).close()
+        if isinstance(error, (ConnectionClosedError, OSError)):
+            raise AuthenticationError(
+                f"The peer was expected to finish the handshake of TLS within timeout={timeout:g} s. Received: {error}. "
+                "Set TFDIST_TLS on all hosts or on none."
+            ) from error
         raise
-    return sock, found
+    return inner, found
 
 
 def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0, binding=b""):
@@ -146,7 +149,7 @@ def _receive_hello(sock, deadline):
         if not _MAGIC.startswith(magic):
             raise AuthenticationError(
                 f"The peer was expected to speak tfdist's protocol. Received: first bytes {magic!r}. "
-                "Another program uses this port, or another version of tfdist."
+                + (_PERHAPS_TLS if _TLS_RECORD.startswith(magic[:2]) else _ANOTHER)
             )
     rest = receive_exactly(sock, _NONCE_BYTES + _IDENTITY_LENGTH.size, deadline)
     (length,) = _IDENTITY_LENGTH.unpack(rest[_NONCE_BYTES:])

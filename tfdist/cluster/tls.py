@@ -5,7 +5,8 @@ which must be signed by one of TFDIST_TLS_CA), or drawn by each process for itse
 within are bound to that certificate (RFC 5929, "tls-server-end-point"): whoever decrypts on the way has another one, and
 neither side accepts the other's proof. So nothing but the job's secret needs to be handed out.
 
-Native code moves plain bytes: `plain()` gives it one end of a socket pair, and a thread encrypts what comes at the other.
+Whoever uses the connection, native code too, moves plain bytes at one end of a pair of sockets; a thread encrypts what
+comes at the other (pump.py).
 """
 
 import contextlib
@@ -18,12 +19,15 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import time
 
 from tfdist.cluster import variables
+from tfdist.cluster.frames import receive_some, send_all
 from tfdist.cluster.pump import Pump
 from tfdist.errors import AuthenticationError, ConfigurationError
 
 _OPENSSL_SECONDS = 30.0
+_RECEIVE_BYTES = 1 << 14
 _DRAW = (
     "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=tfdist "
     "-keyout /dev/stdout -out /dev/stdout"
@@ -49,51 +53,53 @@ def wrap(sock, *, initiator, timeout, environ=os.environ):
     """Makes a connected socket TLS, or leaves it as it is where TFDIST_TLS is not set.
 
     Args:
-      sock: a connected socket; useless afterwards where another one is returned.
+      sock: a connected socket; of no use where another one is returned.
       initiator: bool, True on the side that connected.
       timeout: float seconds for all of it.
 
     Returns:
-      `(socket, binding)`: the socket to use, and bytes that both sides know and nobody between them.
+      `(socket, binding)`: `sock` itself, or one end of a pair of plain sockets, between whose other end and `sock` a thread
+      moves bytes until both sides have ended; and bytes that both sides know and nobody between them.
 
     Raises:
       AuthenticationError: the peer does not speak TLS, or shows a certificate that is not accepted.
       ConfigurationError: there is no certificate to be had.
-      OSError: the connection broke.
+      ConnectionClosedError, OSError: the connection broke, or the time was over.
     """
     settings = variables.tls(environ)
     if settings is None:
         return sock, b""
     contexts = _contexts(settings)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = contexts.client if initiator else contexts.server
-    wrapped = context.wrap_socket(sock, server_side=not initiator, do_handshake_on_connect=False)
+    tls = context.wrap_bio(incoming, outgoing, server_side=not initiator)
     try:
-        wrapped.settimeout(timeout)
-        wrapped.do_handshake()
-        if not initiator:
-            return wrapped, contexts.fingerprint
-        return wrapped, hashlib.sha256(wrapped.getpeercert(binary_form=True)).digest()
+        _shake_hands(sock, tls, incoming, outgoing, time.monotonic() + timeout)
     except ssl.SSLError as error:
-        wrapped.close()
         raise AuthenticationError(
             f"The peer was expected to speak TLS, as TFDIST_TLS=1 says here. Received: {error.reason or error}. "
             "Set TFDIST_TLS on all hosts or on none, with certificates of one authority."
         ) from error
-    except BaseException:
-        wrapped.close()
-        raise
-
-
-def plain(sock):
-    """Returns a socket for native code: `sock` itself, or, where that is TLS, one whose bytes travel encrypted by `sock`.
-
-    A thread moves them until both sides have ended; `sock` is its from now on.
-    """
-    if not isinstance(sock, ssl.SSLSocket):
-        return sock
+    binding = hashlib.sha256(tls.getpeercert(binary_form=True)).digest() if initiator else contexts.fingerprint
     ours, theirs = socket.socketpair()
-    Pump(theirs, sock).start()
-    return ours
+    far = socket.socket(fileno=sock.detach())  # the caller may close `sock` too early, the thread knows when
+    Pump(theirs, far, tls, incoming, outgoing).start()
+    return ours, binding
+
+
+def _shake_hands(sock, tls, incoming, outgoing, deadline):
+    is_done = False
+    while not is_done:
+        try:
+            tls.do_handshake()
+            is_done = True
+        except ssl.SSLWantReadError:
+            pass
+        finally:  # why it is refused, too
+            if outgoing.pending:
+                send_all(sock, outgoing.read(), deadline)
+        if not is_done:
+            incoming.write(receive_some(sock, _RECEIVE_BYTES, deadline))
 
 
 @functools.cache

@@ -14,8 +14,8 @@ import time
 
 from tfdist.cluster.doorman import Doorman
 from tfdist.cluster.handshake import secure
+from tfdist.cluster.host import is_loopback
 from tfdist.cluster.store import StoreClient
-from tfdist.cluster.tls import plain
 from tfdist.collectives import Topology
 from tfdist.comm import shared_memory
 from tfdist.errors import ConfigurationError, RendezvousError
@@ -101,7 +101,7 @@ def _listen(host, backlog):
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.bind((host, 0))
     listener.listen(backlog)
-    return listener
+    return _tuned(listener, host)
 
 
 def _left(deadline):
@@ -157,13 +157,13 @@ def _dial(cluster, generation, peer, index, address, deadline):
         sock = socket.create_connection(address, timeout=_left(deadline))
         identity = json.dumps([generation, cluster.rank, peer, index]).encode()
         seconds = min(_left(deadline), _HANDSHAKE_SECONDS)
-        sock, _ = secure(sock, cluster.secret, initiator=True, identity=identity, timeout=seconds)
+        sock, _ = secure(_tuned(sock, address[0]), cluster.secret, initiator=True, identity=identity, timeout=seconds)
     except OSError as error:
         raise RendezvousError(
             f"rank {cluster.rank} could not connect to rank {peer} at {address[0]}:{address[1]}: {error}. "
             "Check that the hosts reach each other (firewall, TFDIST_ADDRESS)."
         ) from error
-    return _tuned(sock)
+    return sock
 
 
 def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store, check):
@@ -188,7 +188,7 @@ def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, st
                 and 0 <= index < len(sockets[peer])
                 and sockets[peer][index] is None
             ):
-                sockets[peer][index] = _tuned(sock)
+                sockets[peer][index] = sock
             else:
                 sock.close()
 
@@ -203,11 +203,12 @@ def _understood(identity):
     return said if is_sound else (-1, -1, -1, -1)
 
 
-def _tuned(sock):
+def _tuned(sock, host):
+    """Sets the options of a connection with `host`, or of a listener there, whose connections have them too."""
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_CONGESTION") and sock.getpeername()[0] in ("127.0.0.1", "::1"):
+    if hasattr(socket, "TCP_CONGESTION") and is_loopback(host):
         # Pacing for a bottleneck that loopback does not have halves its throughput (BBR); reno is always available.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-    return plain(sock)  # what native code reads and writes; TLS, if any, is behind it
+    return sock

@@ -19,7 +19,6 @@ from tfdist import errors
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.frames import FrameError, encode, receive_frame, send_all, shut_down
 from tfdist.cluster.handshake import secure
-from tfdist.cluster.tls import plain
 from tfdist.comm import library as comm_library
 from tfdist.comm.shared_memory import NONCE_BYTES, host_identity
 from tfdist.parameter_server import library, sharding
@@ -121,7 +120,7 @@ class Client:
             for server, address in enumerate(self.addresses):
                 self._controls.append(_dial(address, server, ["control", rank, token], secret))
                 for _ in range(2):
-                    sockets.append(plain(_dial(address, server, ["data", rank, token], secret)).detach())
+                    sockets.append(_dial(address, server, ["data", rank, token], secret).detach())
         except BaseException:
             self._close_controls()
             for descriptor in sockets:

@@ -15,7 +15,6 @@ import zlib
 
 from absl import logging
 
-from tfdist.cluster import tls
 from tfdist.cluster.address import format_address
 from tfdist.cluster.frames import ConnectionClosedError, FrameError, encode, receive_frame, send_all, shut_down
 from tfdist.cluster.handshake import check_secret, secure
@@ -143,7 +142,7 @@ class ParameterServer:
     def _hand_over(self, connection, rank, client):
         with self._lock:
             if not self._closed:
-                library.core().tfdist_server_serve(self._native, tls.plain(connection).detach(), rank, client)
+                library.core().tfdist_server_serve(self._native, connection.detach(), rank, client)
 
     def _answer_all(self, connection, rank, client):
         try:
