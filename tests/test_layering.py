@@ -7,6 +7,7 @@ import pytest
 
 WITHOUT_TENSORFLOW = [
     "tfdist",
+    "tfdist.checkpoint",
     "tfdist.cluster",
     "tfdist.collectives",
     "tfdist.comm",

@@ -24,7 +24,18 @@ _EXPORTS = {
     "local_rank": "tfdist.cluster",
     "is_chief": "tfdist.cluster",
 }
-_SUBMODULES = ("callbacks", "cluster", "collectives", "comm", "data", "errors", "launch", "strategies", "testing")
+_SUBMODULES = (
+    "callbacks",
+    "checkpoint",
+    "cluster",
+    "collectives",
+    "comm",
+    "data",
+    "errors",
+    "launch",
+    "strategies",
+    "testing",
+)
 
 __all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
 

@@ -69,3 +69,7 @@ class StaleUpdateError(TfdistError):
 
 class NonFiniteGradientError(TfdistError):
     """A gradient holds NaN or infinity; it was not pushed."""
+
+
+class CorruptCheckpointError(TfdistError):
+    """A checkpoint is damaged: a byte has changed, or it was cut off. The text names the file."""

@@ -73,3 +73,16 @@ def test_own_address_skips_loopback(monkeypatch):
     with pytest.raises(ConfigurationError, match="an address that other hosts can reach.*Set TFDIST_ADDRESS"):
         host.own_address({}, name="me", towards="a")
     assert host.own_address({"TFDIST_ADDRESS": "10.9.9.9"}, name="me") == "10.9.9.9"
+
+
+def test_variables_of_a_job_that_recovers():
+    assert variables.recover({}) and not variables.recover({}, default=False)
+    assert variables.recover({"TFDIST_RECOVER": "1"}, default=False) and not variables.recover({"TFDIST_RECOVER": "0"})
+    with pytest.raises(
+        ConfigurationError, match="TFDIST_RECOVER is expected to be 0 or 1. Received: TFDIST_RECOVER='on'"
+    ):
+        variables.recover({"TFDIST_RECOVER": "on"})
+    numbers = {"TFDIST_MIN_WORKERS": "3", "TFDIST_INCARNATION": "2", "TFDIST_INITIAL_WORKERS": "5"}
+    assert (variables.min_workers({}), variables.incarnation({}), variables.initial_workers({}, 7)) == (1, 0, 7)
+    assert variables.min_workers(numbers) == 3 and variables.min_workers({"TFDIST_MIN_WORKERS": "0"}) == 1
+    assert variables.incarnation(numbers) == 2 and variables.initial_workers(numbers, 7) == 5

@@ -63,6 +63,27 @@ def test_values_are_bytes_and_come_back_equal(client):
     assert client.keys() == ["a/ü"]
 
 
+def test_what_is_taken_is_recorded_in_the_same_step_while_there_is_some(client):
+    totals = [client.take("taken", f"held/{who}", b"#-# of \xff", 2) for who in "abc"]
+    assert totals == [1, 2, 3]
+    assert client.items("held/") == {"held/a": b"1-1 of \xff", "held/b": b"2-2 of \xff"}
+    assert client.items("nothing") == {}
+    client.set("text", b"no number")
+    with pytest.raises(ConfigurationError, match="A counter is expected to hold an integer. Received: key='text'"):
+        client.take("text", "held/a", b"", 1)
+
+
+@pytest.mark.parametrize(
+    "header", [{"most": 1}, {"record": 3, "most": 1}, {"record": "a" * 2000, "most": 1}, {"record": "a"}]
+)
+def test_a_taking_that_is_none_ends_the_connection(server, header):
+    with _raw(server) as sock:
+        sock.sendall(encode({"op": "take", "key": "taken", **header}, b""))
+        assert sock.recv(1) == b""
+    _wait_for_rejected(server, 1)
+    assert server.items() == {}
+
+
 def test_add_is_indivisible(server, client):
     def count():
         with StoreClient(server.address, SECRET, timeout=5.0) as other:

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfdist
 from tfdist.cluster import Cluster
 from tfdist.cluster.store import StoreServer
-from tfdist.data import dealer, dealing, permutation, pipeline
+from tfdist.data import dealer, dealing, permutation, pieces, pipeline
 from tfdist.errors import ConfigurationError
 from tfdist.strategies import keras_dealing
 
@@ -21,7 +21,7 @@ SIZES = [0, 1, 3, 4, 5, 12, 97]  # rows, in batches of 4
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_batches", [0, 1, 2, 3, 31, 32, 33, 1009])
 def test_pieces_cover_an_epoch_in_order_and_shrink_to_one(num_batches, world_size):
-    table = dealer.pieces(num_batches, world_size)
+    table = pieces.pieces(num_batches, world_size)
     assert [index for first, count in table for index in range(first, first + count)] == list(range(num_batches))
     counts = [count for _, count in table]
     assert counts == sorted(counts, reverse=True)
@@ -128,11 +128,11 @@ def test_nobody_takes_what_he_is_not_ready_for(kind):
     assert taken == []
     iterator = iter(dataset)
     assert taken == []  # an iterator that nobody asks is none
-    first, _, *others = [count for _, count in dealer.pieces(100, 2)]  # the second is the other worker's
+    first, _, *others = [count for _, count in pieces.pieces(100, 2)]  # the second is the other worker's
     sizes = [first, *others]
     for number in range(1, 12):
         next(iterator)
-        held = next(pieces for pieces in range(1, 9) if sum(sizes[:pieces]) >= number)
+        held = next(count for count in range(1, 9) if sum(sizes[:count]) >= number)
         assert held - 1 <= len(taken) <= held
     list(iterator)
     assert len(others) <= len(taken) <= len(others) + 2 and set(taken) == {"data/0/0"}
@@ -272,7 +272,7 @@ def test_fit_ends_an_epoch_when_nothing_is_left(num_batches, steps_per_execution
         )
     (own, others), (own_2, others_2), (own_3, others_3) = mine_and_theirs
     assert not set(own) & set(others) and len(own + others) == len(set(own + others))
-    table = dealer.pieces(num_batches, 2)
+    table = pieces.pieces(num_batches, 2)
     order_2, order_3 = [permutation.epoch_order(num_rows, 4, True, [1, epoch]).tolist() for epoch in (2, 3)]
     assert own_2 == order_2[: 4 * table[0][1]]  # that with which this worker begins
     assert sorted(own_2 + others_2) == list(range(num_rows))

@@ -5,9 +5,37 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+
+# For scripts, what the library does: `lost` waits for the notice of a loss, `join` and `over` tell the launcher.
+PLAY = """
+from tfdist.cluster.store import StoreClient
+
+incarnation = int(os.environ["TFDIST_INCARNATION"])
+store = StoreClient(os.environ["TFDIST_STORE"], os.environ["TFDIST_SECRET"].encode(), timeout=20.0)
+
+def die(number=signal.SIGKILL):
+    os.kill(os.getpid(), number)
+
+def meet(name, ranks):
+    store.set(f"{name}/{rank}", b"")
+    for other in ranks:
+        store.get(f"{name}/{other}")
+
+def lost(other):
+    return int(store.get(f"elastic/dead/{other}"))
+
+def join():
+    store.set(f"elastic/joined/{rank}", str(incarnation).encode())
+
+def over():
+    store.set("elastic/over", b"")
+
+print(f"{rank} started {incarnation} pid={os.getpid()}", flush=True)
+"""
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 
@@ -59,6 +87,13 @@ def running(*arguments, lines=0, server=None, **variables):
         process.communicate(timeout=30)
 
 
+def free_address():
+    """Returns "127.0.0.1:port" of a port that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 def is_running(pid):
     """Returns whether a process runs, a zombie not counting."""
     try:
@@ -82,3 +117,13 @@ def assert_gone(pids, seconds=5.0):
 def pids_in(lines):
     """Returns the numbers that scripts have written as `pid=N`."""
     return [int(number) for line in lines for number in re.findall(r"pid=(\d+)", line)]
+
+
+def lines_with(run, word):
+    """Returns the sorted lines of a run's stdout that have a word."""
+    return sorted(line for line in run.stdout.splitlines() if word in line)
+
+
+def said_by(run):
+    """Returns the lines of the launcher itself."""
+    return [line for line in run.stderr.splitlines() if line.startswith("tfdist run: ")]

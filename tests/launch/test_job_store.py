@@ -51,3 +51,34 @@ def test_a_node_that_ends_after_node_0_does_not_mind(nodes):
     nodes[0].close()
     nodes[1].tell_ended()
     assert nodes[1].reports() == {}
+
+
+def test_signs_of_life_of_others_make_it_wait_longer_and_its_own_do_not(nodes, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(job_store.time, "monotonic", lambda: now[0])
+    assert not nodes[0].others_have_ended()
+    now[0] = 6.9
+    nodes[1].set("launch/live/1", b"1 1")
+    assert not nodes[0].others_have_ended()
+    now[0] = 13.8
+    nodes[0].set("launch/live/0", b"1 1")
+    assert not nodes[0].others_have_ended()
+    now[0] = 14.0
+    assert nodes[0].others_have_ended()
+
+
+def test_losses_and_members(nodes):
+    first, second, _ = nodes
+    second.tell_lost(3, 2)
+    assert first.items("elastic/dead/") == {"3": b"2"}
+    for store in (first, second):
+        assert store.joined() == {} and not store.is_over()
+    first.set("elastic/joined/3", b"3")
+    first.set("elastic/excluded/2", b"1")
+    first.set("elastic/joined/x", b"3")
+    first.set("elastic/joined/4", b"x")
+    second.set("elastic/over", b"")
+    first.set("parameter_server/10", b"a:2")
+    for store in (first, second):
+        assert store.joined() == {3: 3} and store.excluded() == {2: 1} and store.is_over()
+        assert store.server_address(1) is None and store.server_address(10) == b"a:2"

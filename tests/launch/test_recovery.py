@@ -2,45 +2,9 @@
 
 import re
 import signal
-import time
 
 import pytest
-from launching import assert_gone, pids_in, running, tfdist
-
-# What the library does: `lost` waits for the notice of a loss, `join` and `over` tell the launcher.
-PLAY = """
-from tfdist.cluster.store import StoreClient
-
-incarnation = int(os.environ["TFDIST_INCARNATION"])
-store = StoreClient(os.environ["TFDIST_STORE"], os.environ["TFDIST_SECRET"].encode(), timeout=20.0)
-
-def die(number=signal.SIGKILL):
-    os.kill(os.getpid(), number)
-
-def meet(name, ranks):
-    store.set(f"{name}/{rank}", b"")
-    for other in ranks:
-        store.get(f"{name}/{other}")
-
-def lost(other):
-    return int(store.get(f"elastic/dead/{other}"))
-
-def join():
-    store.set(f"elastic/joined/{rank}", str(incarnation).encode())
-
-def over():
-    store.set("elastic/over", b"")
-
-print(f"{rank} started {incarnation} pid={os.getpid()}", flush=True)
-"""
-
-
-def _lines(run, word):
-    return sorted(line for line in run.stdout.splitlines() if word in line)
-
-
-def _said(run):
-    return [line for line in run.stderr.splitlines() if line.startswith("tfdist run: ")]
+from launching import PLAY, assert_gone, lines_with, pids_in, running, said_by, tfdist
 
 
 @pytest.mark.parametrize(
@@ -62,10 +26,10 @@ over()
     )
     run = tfdist("run", "-n", "2", path)
     assert run.returncode == 0, run.stderr
-    assert [line.partition(" pid")[0] for line in _lines(run, "started")] == [
+    assert [line.partition(" pid")[0] for line in lines_with(run, "started")] == [
         "[0] 0 started 0", "[1] 1 started 0", "[1] 1 started 1"]  # fmt: skip
-    assert _lines(run, "told of") == ["[0] told of 0"]
-    said = _said(run)
+    assert lines_with(run, "told of") == ["[0] told of 0"]
+    said = said_by(run)
     assert len(said) == 1 and re.fullmatch(
         rf"tfdist run: rank 1 {manner} after \d\.\d s; it is started again in 0\.1 s \(1 of 3\)\.", said[0]
     ), run.stderr
@@ -76,12 +40,12 @@ def test_a_worker_knows_that_its_job_recovers(script):
         "names = ('RECOVER', 'MIN_WORKERS', 'INCARNATION', 'WORLD_SIZE', 'INITIAL_WORKERS', 'LOCAL_WORLD_SIZE')\n"
         "print(*[os.environ['TFDIST_' + name] for name in names])"
     )
-    assert _lines(tfdist("run", "-n", "2", path), "]") == ["[0] 1 1 0 2 2 2", "[1] 1 1 0 2 2 2"]
+    assert lines_with(tfdist("run", "-n", "2", path), "]") == ["[0] 1 1 0 2 2 2", "[1] 1 1 0 2 2 2"]
     run = tfdist("run", "-n", "2", "--min-workers", "2", "--max-workers", "12", path)
-    assert _lines(run, "]") == ["[ 0] 1 2 0 12 2 12", "[ 1] 1 2 0 12 2 12"]
+    assert lines_with(run, "]") == ["[ 0] 1 2 0 12 2 12", "[ 1] 1 2 0 12 2 12"]
     for run in (tfdist("run", "-n", "2", "--no-recover", path), tfdist("run", "-n", "2", path, TFDIST_RECOVER="0")):
-        assert _lines(run, "]") == ["[0] 0 2 0 2 2 2", "[1] 0 2 0 2 2 2"]
-    assert _lines(tfdist("run", "-n", "1", path), "]") == ["[0] 0 1 0 1 1 1"]
+        assert lines_with(run, "]") == ["[0] 0 2 0 2 2 2", "[1] 0 2 0 2 2 2"]
+    assert lines_with(tfdist("run", "-n", "1", path), "]") == ["[0] 0 1 0 1 1 1"]
 
 
 def test_a_script_that_raises_ends_the_job_and_an_earlier_loss_is_not_blamed(script):
@@ -100,6 +64,12 @@ time.sleep(60)
     assert run.returncode == 1
     last = run.stderr.rpartition("tfdist run: ")[2]
     assert last.startswith("rank 1 of 2 failed with exit code 1") and last.endswith("ValueError: of its own\n")
+
+
+def test_a_place_that_was_given_up_is_not_blamed_either(script):
+    path = script(PLAY + "if rank == 1:\n    die()\nlost(1)\ntime.sleep(0.3)\nraise ValueError('of its own')")
+    run = tfdist("run", "-n", "2", "--max-restarts", "0", path)
+    assert run.returncode == 1 and run.stderr.endswith("ValueError: of its own\n"), run.stderr
 
 
 def test_a_loss_is_blamed_for_those_who_could_not_go_on(script):
@@ -149,7 +119,7 @@ time.sleep(0.3)
     )
     run = tfdist("run", "-n", "2", "--max-restarts", "9", path)
     assert run.returncode == 0, run.stderr
-    said = _said(run)
+    said = said_by(run)
     assert "started again in 0.1 s (1 of 9)" in said[0] and "started again in 0.2 s (2 of 9)" in said[1]
     assert said[2].endswith("it is not started again, for 3 times in a row it ended within 60 s of its start.")
     assert said[3] == "tfdist run: ended well without rank 1, lost for good." and len(said) == 4
@@ -168,22 +138,23 @@ over()
     )
     run = tfdist("run", "-n", "2", "--max-restarts", "9", path)
     assert run.returncode == 0, run.stderr
-    assert [line.rpartition(" in ")[2] for line in _said(run)] == [f"0.1 s ({number} of 9)." for number in range(1, 6)]
+    assert [line.rpartition(" in ")[2] for line in said_by(run)] == [
+        f"0.1 s ({number} of 9)." for number in range(1, 6)
+    ]
 
 
 def test_max_restarts_0_goes_on_without_it(script):
     path = script(PLAY + "if rank == 1:\n    die()\nlost(1)\ntime.sleep(0.2)")
     run = tfdist("run", "-n", "2", "--max-restarts", "0", path)
     assert run.returncode == 0
-    assert _said(run)[0].endswith("; it is not started again, for --max-restarts is 0.")
-    assert len(_lines(run, "started")) == 2
+    assert said_by(run)[0].endswith("; it is not started again, for --max-restarts is 0.")
+    assert len(lines_with(run, "started")) == 2
 
 
 def test_too_few_workers_end_the_job(script):
     path = script(PLAY + "if rank == 1:\n    die()\ntime.sleep(60)")
-    start = time.monotonic()
     run = tfdist("run", "-n", "3", "--max-restarts", "0", "--min-workers", "3", path)
-    assert run.returncode == 137 and time.monotonic() - start < 10
+    assert run.returncode == 137
     assert re.match(
         r"rank 1 of 3 was killed by SIGKILL .* 2 workers left, fewer than --min-workers 3: the job ends\.",
         run.stderr.rpartition("tfdist run: ")[2],
@@ -211,21 +182,47 @@ time.sleep(60)
     assert_gone(pids_in(run.stdout.splitlines()))
 
 
+def test_a_worker_that_was_excluded_and_stands_still_is_ended_and_started_again(script):
+    path = script(
+        PLAY
+        + """
+if rank == 1 and incarnation == 0:
+    store.set("here", b"")
+    die(signal.SIGSTOP)
+if rank == 0:
+    store.get("here")
+    store.set("elastic/excluded/1", b"0")
+    print("told of", lost(1))
+meet("all", [0, 1])
+over()
+"""
+    )
+    run = tfdist("run", "-n", "2", path)
+    assert run.returncode == 0, run.stderr
+    assert lines_with(run, "told of") == ["[0] told of 0"] and "1 started 1" in run.stdout
+    assert_gone(pids_in(run.stdout.splitlines()))
+
+
 def test_the_end_of_the_job_ends_those_who_came_too_late(script):
     path = script(
         PLAY
         + """
-signal.signal(signal.SIGTERM, lambda *_: (print("asked to end", flush=True), os._exit(9)))
+def end(*_):
+    print("asked to end", flush=True)
+    with StoreClient(store.address, os.environ["TFDIST_SECRET"].encode()) as own:
+        own.set("ends", b"")
+    os._exit(9)
+signal.signal(signal.SIGTERM, end)
 if rank == 1:
     die() if incarnation == 0 else (store.set("waits", b""), time.sleep(60))
 store.get("waits")
 over()
+store.get("ends")
 """
     )
-    start = time.monotonic()
     run = tfdist("run", "-n", "2", path)
-    assert run.returncode == 0 and time.monotonic() - start < 10, run.stderr
-    assert _lines(run, "asked") == ["[1] asked to end"]
+    assert run.returncode == 0, run.stderr
+    assert lines_with(run, "asked") == ["[1] asked to end"]
     assert_gone(pids_in(run.stdout.splitlines()))
 
 
@@ -244,7 +241,7 @@ die(signal.SIGSEGV)
     run = tfdist("run", "-n", "2", path)
     assert run.returncode == 0, run.stderr
     assert "started 1" not in run.stdout
-    assert [line.partition(" after ")[0] for line in _said(run)] == [
+    assert [line.partition(" after ")[0] for line in said_by(run)] == [
         "tfdist run: rank 1 was killed by SIGSEGV when the job had ended.",
         "tfdist run: ended well without rank 1, lost for good.",
     ]
@@ -295,5 +292,36 @@ over()
     assert run.returncode == 0, run.stderr
     steps = ["0 0 step 0", "0 0 step 1", "0 0 step 2", "1 0 step 0", "1 0 step 1"]
     steps += ["1 1 step 0", "1 1 step 1", "1 1 step 2"]
-    assert [line.partition("] ")[2] for line in _lines(run, "step")] == steps
+    assert [line.partition("] ")[2] for line in lines_with(run, "step")] == steps
     assert "[1] " in run.stderr and "tfdist.testing: kill:rank=1,step=1" in run.stderr
+
+
+def test_restarts_leave_nothing_behind_in_the_launcher(script):
+    path = script(
+        PLAY
+        + """
+if rank == 1:
+    join()
+    store.set(f"life/{incarnation}", b"")
+    store.get("end") if incarnation == 6 else store.get(f"go/{incarnation}")
+    die() if incarnation < 6 else sys.exit()
+
+def held():
+    return {what: len(os.listdir(f"/proc/{os.getppid()}/{what}")) for what in ("fd", "task")}
+
+for life in range(7):
+    store.get(f"life/{life}")
+    deadline = time.monotonic() + 5
+    while life == 6 and held() != first and time.monotonic() < deadline:
+        time.sleep(0.02)  # the threads of the last one that was lost
+    if life in (0, 6):
+        first = first if life else held()
+        print("held", held() == first, first, held(), flush=True)
+    store.set(f"go/{life}", b"")
+over()
+store.set("end", b"")
+"""
+    )
+    run = tfdist("run", "-n", "2", "--max-restarts", "9", path)
+    assert run.returncode == 0, run.stderr
+    assert [line.split()[2] for line in lines_with(run, "held")] == ["True", "True"], run.stdout

@@ -3,11 +3,10 @@
 import os
 import re
 import signal
-import socket
 import time
 
 import pytest
-from launching import assert_gone, pids_in, running, tfdist
+from launching import assert_gone, free_address, pids_in, running, tfdist
 
 SERVE = """
 from tfdist.cluster.store import StoreClient
@@ -143,10 +142,7 @@ def test_no_server_is_left_after_sigkill_of_the_launcher(script, server_script):
 
 def test_servers_run_on_node_0_until_the_workers_of_all_nodes_have_ended(script, server_script):
     path = script(MEET + "time.sleep(0.8 if rank else 0.0)\nprint(store.get('parameter_server/0'))")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    nodes = ("run", "-n", "1", "--servers", "1", "--nodes", "2", "--address", address)
+    nodes = ("run", "-n", "1", "--servers", "1", "--nodes", "2", "--address", free_address())
     server = server_script(SERVE + "time.sleep(0.3)\nprint('server ends', flush=True)")
     more = {"TFDIST_SECRET": "of this test", "server": server}
     with running(*nodes, "--node-rank", "1", path, **more) as second:

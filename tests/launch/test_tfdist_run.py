@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from launching import assert_gone, is_running, pids_in, running, tfdist
+from launching import assert_gone, free_address, is_running, pids_in, running, tfdist
 
 PRINT_PIDS = """
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
@@ -376,12 +376,7 @@ def test_two_nodes(script):
         print(cluster.local_rank, cluster.world_size, cluster.local_world_size)
         """
     )
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    nodes = ("run", "-n", "2", "--nodes", "2", "--address", address)
+    nodes = ("run", "-n", "2", "--nodes", "2", "--address", free_address())
     with running(*nodes, "--node-rank", "1", path, TFDIST_SECRET="of this test") as second:
         first = tfdist(*nodes, path, TFDIST_SECRET="of this test")
         stdout, stderr = second.communicate(timeout=30)

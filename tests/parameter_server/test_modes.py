@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.parameter_server.jobs import Worker, job, push, read, sgd, together
-from tfdist.errors import ConfigurationError, WorkerLostError
+from tfdist.errors import ConfigurationError, ServerLostError, TransportError, WorkerLostError
 from tfdist.parameter_server.client import Client, Options, Tensor
 from tfdist.parameter_server.rules import make_rule
 from tfdist.staleness import weighting
@@ -321,3 +321,64 @@ def test_a_worker_that_comes_back_goes_on_counting(transport):
             assert push(again, np.ones(N))[1][0][0] == -3
         finally:
             client.close()
+
+
+# A lost worker, where the job goes on without it
+
+
+def test_a_step_goes_on_with_the_survivors(transport):
+    """Those who wait already, and those who come later: the mean is over the survivors, and by their weights."""
+    with job(3, 2, transport) as running:
+        stores = running.stores([sgd("w", (N,)), sgd("v", (N,))], mode="sync", recovers=True)
+        waiting = Worker(lambda: push(stores[0], np.ones(N), np.ones(N), weight=3.0))
+        running.clients[1].close()
+        _, (w, v) = push(stores[2], np.full(N, 5.0), np.full(N, 9.0))
+        assert (w == -(3 * 1 + 5) / 4).all() and (v == -(3 * 1 + 9) / 4).all()
+        assert waiting.result()[0].updates == 1
+        answers = together(*(lambda s=s: push(s, np.ones(N), np.ones(N)) for s in (stores[0], stores[2])))
+        assert [result.updates for result, _ in answers] == [2, 2]
+
+
+def test_what_a_lost_worker_has_pushed_counts_on_no_server(transport):
+    """Its gradient may not have reached all of them."""
+    with job(3, 1, transport) as running:
+        stores = running.stores([sgd("w", (N,))], mode="sync", recovers=True)
+        lost = Worker(push, stores[1], np.full(N, 100.0))
+        until(lambda: stores[0].summaries()[0]["workers"]["1"]["bytes_received"] >= N * 8)
+        running.clients[1].close()
+        with pytest.raises(ServerLostError):
+            lost.result()
+        answers = together(*(lambda s=s: push(s, np.ones(N)) for s in (stores[0], stores[2])))
+        assert [fresh[0][0] for _, fresh in answers] == [-1, -1]
+
+
+def test_a_lost_worker_comes_back_with_its_rank(transport):
+    with job(2, 2, transport) as running:
+        stores = running.stores([sgd("w", (N,)), sgd("v", (N,))], mode="sync", recovers=True)
+        together(*(lambda s=s: push(s, np.ones(N), np.ones(N)) for s in stores))
+        running.clients[1].close()
+        push(stores[0], np.ones(N), np.ones(N))
+        again = Client(running.clients[0].addresses, 1, b"s" * 32, transport=transport)
+        try:
+            store = again.add_store("model", stores[1].tensors, Options(mode="sync", recovers=True))
+            store.set_active(True)
+            assert store.join() == 1
+            answers = together(*(lambda s=s: push(s, np.ones(N), np.ones(N)) for s in (stores[0], store)))
+            assert [(result.updates, fresh[1][0]) for result, fresh in answers] == [(3, -3), (3, -3)]
+        finally:
+            again.close()
+
+
+def test_a_worker_whose_place_is_taken_is_refused(transport):
+    with job(2, 1, transport) as running:
+        stores = running.stores([sgd("w", (N,))], recovers=True)
+        push(stores[1], np.ones(N))
+        again = Client(running.clients[0].addresses, 1, b"s" * 32, transport=transport)
+        try:
+            store = again.add_store("model", stores[1].tensors, Options(recovers=True))
+            store.join()
+            with pytest.raises(TransportError, match="another process has connected as worker 1 since"):
+                push(stores[1], np.ones(N))
+            assert push(store, np.ones(N))[1][0][0] == -2  # its first push is none of those that were counted
+        finally:
+            again.close()

@@ -11,6 +11,9 @@ Set by `tfdist run` for its workers, all or none:
 and, where the job has parameter servers (--servers), or a strategy starts them:
     TFDIST_NUM_SERVERS   how many there are; for workers and servers
     TFDIST_SERVER        in a server, instead of TFDIST_RANK: which one it is, from 0
+and, where a lost worker or server does not end the job:
+    TFDIST_RECOVER       1: the others go on, and wait for a server to come back; 0: they fail
+    TFDIST_INCARNATION   how often this process has been started again, 0 at first
 
 Set by you where the default does not fit:
     TFDIST_SECRET_FILE   a file with the job's secret, or
@@ -27,6 +30,7 @@ Set by you where the default does not fit:
     TFDIST_TLS           1: every connection is encrypted (the same on all hosts); `tfdist run --tls` sets it
     TFDIST_TLS_CERT, TFDIST_TLS_KEY, TFDIST_TLS_CA  files (PEM): this host's certificate, its key, and who must have signed the
                          others' (default: that very certificate); without them each process draws a certificate of its own
+    TFDIST_SNAPSHOTS     a folder in which parameter servers keep their snapshots; default: the system's temporary one
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
     TFDIST_FAULTS        faults that `tfdist.testing.FaultInjector` has scheduled, as JSON; for tests
 An empty variable counts as not set.
@@ -223,3 +227,8 @@ def plan(environ):
 def faults(environ):
     """Reads TFDIST_FAULTS, JSON; None where it is not set. See `tfdist.testing.fault.from_environment`."""
     return environ.get("TFDIST_FAULTS", "") or None
+
+
+def snapshots(environ):
+    """Returns TFDIST_SNAPSHOTS, a folder, or None where it is not set."""
+    return environ.get("TFDIST_SNAPSHOTS", "") or None

@@ -93,6 +93,7 @@ def _form_elastic(cluster, timeout, algorithm):
     group, _membership = forming.form(
         cluster, timeout=timeout, rendezvous_timeout=min(timeout, _RENDEZVOUS_SECONDS), algorithm=algorithm
     )
+    clusters.cluster.chief_is(lambda: -1 if _membership.is_joining else group.chief)
     hook = sys.excepthook
 
     def leave_to_come_back(kind, error, traceback):
@@ -123,4 +124,6 @@ def _leave():
     """Tells the peers at exit whether this rank finished or failed."""
     error = getattr(sys, "last_value", None)
     failure = f"rank {_group.rank} failed: {type(error).__name__}: {error}" if error is not None else None
+    if _membership is not None:
+        _membership.leave(well=failure is None)
     _group.close(failure)

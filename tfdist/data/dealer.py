@@ -1,43 +1,20 @@
 """Who gets which batches of an epoch: whoever is free takes the next piece.
 
-A piece is a run of consecutive batches. All workers know the same table of pieces. Each begins with the piece of its rank;
-a counter that they share is all there is to agree on then: who raises it to n has taken the n-th of the others. Pieces shrink as the epoch goes on, which needs few requests
-and lets all workers end within about one batch of each other (guided self-scheduling: Polychronopoulos and Kuck, "Guided
-Self-Scheduling", IEEE Transactions on Computers C-36, 1987).
+All workers know the same table of pieces (`pieces.py`). Each begins with the piece of its rank; a counter that they share is
+all there is to agree on then: who raises it to n has taken the n-th of the others. Where a job goes on without workers that
+are lost, pieces are taken on lease (`leases.py`).
 """
 
 import collections
 import itertools
+import math
+import os
 import threading
 
+from tfdist.cluster import variables
 from tfdist.cluster.store import StoreClient
-
-# Guided self-scheduling takes a fraction 1/P of what is left. A worker 8 times slower than the others must not hold more
-# than its share with its first piece already.
-_FRACTION = 8
-_MOST_BATCHES = 16
-_BATCHES_OF_UNKNOWN = 2  # where the length of the epoch is not known
-
-
-def pieces(num_batches, world_size):
-    """Returns the table of pieces, the same on all workers.
-
-    One of P workers takes `ceil(remaining / (8 * P))` batches, from 1 to 16: about `8 * P * ln(N / (8 * P))` pieces for
-    the first `N - 8 * P` batches and one for each of the others.
-
-    Args:
-      num_batches: int >= 0, of an epoch.
-      world_size: int >= 1.
-
-    Returns:
-      A list of `(first batch, number of batches)` that covers `0 .. num_batches - 1` in order.
-    """
-    table, first = [], 0
-    while first < num_batches:
-        count = min(_MOST_BATCHES, -(-(num_batches - first) // (_FRACTION * world_size)))
-        table.append((first, count))
-        first += count
-    return table
+from tfdist.data.leases import Leases
+from tfdist.data.pieces import piece, pieces
 
 
 class Dealer:
@@ -51,53 +28,99 @@ class Dealer:
       take: callable `take(key) -> int` that raises the counter called `key` (a str), common to all workers, by one and
         returns what it was, 0 at first: see `StoreCounter`. Default: a counter of this process, for a single worker.
       name: str that no other dealer of the job has.
+      leases: `tfdist.data.leases.Leases`, instead of `take`: what a lost worker has taken and not trained on is dealt again.
     """
 
-    def __init__(self, world_size, rank=0, take=None, name="data"):
+    def __init__(self, world_size, rank=0, take=None, name="data", leases=None):
         self._world_size = world_size
         self._rank = rank
         self._take = take or ProcessCounter()
         self._name = name
+        self._leases = leases
         self._deals = itertools.count()
+        self._first_epoch = 0
 
-    def deal(self, num_batches, look_first=False):
+    def go_to(self, data_set, epoch):
+        """The next data set that is dealt is that of this number, and begins with this epoch, both ints from 0.
+
+        For a worker that joins later than the others. A look at the first batch does not count.
+        """
+        self._deals = itertools.count(data_set)
+        self._first_epoch = epoch
+
+    def leave(self):
+        """Nobody shall wait for what this worker has not finished: it ends an epoch early, or waits for others itself."""
+        if self._leases is not None:
+            self._leases.leave()
+
+    def deal(self, num_batches, look_first=False, is_stream=False):
         """Begins to deal a data set. All workers must do so for the same ones in the same order.
 
         Args:
           num_batches: int, batches of an epoch, or None where that is not known.
           look_first: whether the first epoch is none, but a look at the first batch: a Keras trainer takes one to see
             its shapes and starts over.
+          is_stream: whether this worker comes by the batches in their order only: what others leave behind is lost then.
 
         Returns:
           A `Deal`.
         """
         name = f"{self._name}/{next(self._deals)}"
         table = None if num_batches is None else pieces(num_batches, self._world_size)
-        return Deal(table, self._rank, lambda epoch: self._world_size + self._take(f"{name}/{epoch}"), look_first)
+        first_epoch, self._first_epoch = self._first_epoch, 0
+
+        def open_epoch(epoch):
+            if self._leases is not None:
+                return self._leases.open(f"{name}/{epoch}", table, is_stream)
+            return CountedEpoch(table, self._rank, lambda: self._world_size + self._take(f"{name}/{epoch}"))
+
+        looks = None if not look_first else [] if table == [] else [(0, 1)]
+        return Deal(open_epoch, looks, first_epoch, is_leased=self._leases is not None)
+
+
+def for_job(cluster, name):
+    """Returns the dealer of a worker: with leases where the job goes on without workers that are lost.
+
+    Args:
+      cluster: a `tfdist.cluster.Cluster` of several workers.
+      name: str that no other dealer of the job has.
+    """
+    if not variables.recover(os.environ, default=False):
+        return Dealer(cluster.world_size, cluster.rank, StoreCounter(cluster), name)
+    num_initial = variables.initial_workers(os.environ, cluster.world_size)
+    leases = Leases(cluster, variables.incarnation(os.environ), num_initial)
+    return Dealer(cluster.world_size, cluster.rank, name=name, leases=leases)
 
 
 class Deal:
     """One data set being dealt, epoch after epoch. Made by `Dealer.deal`; thread-safe.
 
     Args:
-      table: list of pieces, or None where the length of an epoch is not known.
-      first: int, the piece with which this worker begins every epoch: nobody goes away empty-handed.
-      take: callable `take(epoch) -> int`, a further piece.
-      look_first: see `Dealer.deal`.
+      open_epoch: callable that takes the number of an epoch and returns a `CountedEpoch` or the like.
+      looks: list of pieces of the first epoch, which is only a look; None: it is one like the others.
+      first_epoch: int, the number of the first epoch that is no look, where the epochs that are none count from 0.
+      is_leased: whether `finished` and `rest` are to be called.
     """
 
-    def __init__(self, table, first, take, look_first):
-        self._table = table
-        self._first = first
-        self._begun = set()
-        self._take = take
-        self._epochs = itertools.count()
-        self._looks = [(0, 1)] if look_first and table != [] else []
-        self._look_epoch = 0 if look_first else None
+    def __init__(self, open_epoch, looks, first_epoch, is_leased):
+        self._open_epoch = open_epoch
+        self._open = {}
+        self._unfinished = []  # those of which nobody has said that this worker is done with them
+        self._lock = threading.Lock()  # the two above, and the count of epochs
+        self._looks = looks
+        self._look_epoch = None if looks is None else 0
+        first = first_epoch + (looks is not None)
+        self._epochs = itertools.chain([] if looks is None else [0], itertools.count(first))
+        self.is_leased = is_leased
 
     def begin(self):
-        """Returns the number of the next epoch, from 0. A look at the first batch counts as one."""
-        return next(self._epochs)
+        """Returns the number of the next epoch, from 0, and leaves those before. A look at the first batch counts as one."""
+        with self._lock:
+            left, self._unfinished = self._unfinished, []
+            number = next(self._epochs)
+        for epoch in left:
+            epoch.leave()
+        return number
 
     def next_piece(self, epoch):
         """Takes a piece of an epoch.
@@ -108,14 +131,53 @@ class Deal:
         """
         if epoch == self._look_epoch:
             return self._looks.pop() if self._looks else (0, 0)
-        if epoch in self._begun:
-            number = self._take(epoch)
-        else:
-            self._begun.add(epoch)
-            number = self._first
-        if self._table is None:
-            return number * _BATCHES_OF_UNKNOWN, _BATCHES_OF_UNKNOWN
-        return self._table[number] if number < len(self._table) else (0, 0)
+        return self._epoch(epoch).take()
+
+    def finished(self, epoch, num_batches):
+        """Notes that the first `num_batches` of what this worker took of an epoch have been trained on.
+
+        Returns:
+          float, the `time.time()` from which on it is worth being called again.
+        """
+        return math.inf if epoch == self._look_epoch else self._epoch(epoch).finished(num_batches)
+
+    def rest(self, epoch):
+        """Takes a batch that others have left behind, once this worker has trained on all that it took.
+
+        Returns:
+          `(batch, 1)`, or `(0, 0)` when nobody can leave anything behind any more: blocks until then.
+        """
+        return (0, 0) if epoch == self._look_epoch else self._epoch(epoch).rest()
+
+    def _epoch(self, number):
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = self._open_epoch(number)
+                self._unfinished.append(self._open[number])
+            return self._open[number]
+
+
+class CountedEpoch:
+    """An epoch of which every worker takes pieces for good.
+
+    Args:
+      table: list of pieces, or None where the length of an epoch is not known.
+      first: int, the piece with which this worker begins: nobody goes away empty-handed.
+      take: callable that returns the number of a further piece.
+    """
+
+    def __init__(self, table, first, take):
+        self._table = table
+        self._first = first
+        self._take = take
+
+    def take(self):
+        """Returns the next piece; see `Deal.next_piece`."""
+        number, self._first = self._first, None
+        return piece(self._table, self._take() if number is None else number)
+
+    def leave(self):
+        """Nobody waits for anybody."""
 
 
 class ProcessCounter:

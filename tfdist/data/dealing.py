@@ -82,7 +82,7 @@ def dealt(dataset, dealer, look_first=False):
       before: it runs one batch ahead, never further.
     """
     length = int(dataset.cardinality())
-    deal = dealer.deal(length if length >= 0 else None, look_first)
+    deal = dealer.deal(length if length >= 0 else None, look_first, is_stream=True)
 
     def ask(epoch):
         epoch = deal.begin() if epoch < 0 else epoch
@@ -137,12 +137,9 @@ def dealt_batches(arrays, *, num_rows, batch_size, shuffle, seed, dealer, look_f
         order.set_shape([num_rows])
         return epoch, order
 
-    def ask(epoch):
-        return np.array(deal.next_piece(int(epoch)), np.int64)
-
-    def take_pieces(epoch, order):
+    def take_pieces(epoch, order, ask=deal.next_piece):
         def take(_):
-            piece = tf.numpy_function(ask, [epoch], tf.int64)
+            piece = tf.numpy_function(lambda epoch: np.array(ask(int(epoch)), np.int64), [epoch], tf.int64)
             piece.set_shape([2])
             return order[piece[0] * batch_size : (piece[0] + piece[1]) * batch_size]
 
@@ -158,14 +155,47 @@ def dealt_batches(arrays, *, num_rows, batch_size, shuffle, seed, dealer, look_f
             return blocks
         return blocks.concatenate(tf.data.Dataset.from_tensors(left[None]).take(tf.minimum(tf.size(left, tf.int64), 1)))
 
-    dataset = tf.data.Dataset.range(1).map(_plain(begin)).flat_map(_plain(take_pieces)).flat_map(_plain(cut))
-    dataset = dataset.map(_plain(lambda numbers: tuple(gather(numbers))))
-    dataset = dataset.flat_map(_plain(lambda *leaves: tf.data.Dataset.from_tensor_slices(leaves)))
-    return _finish(dataset.map(_plain(lambda *leaves: rebuild(leaves))))
+    def read(dataset):
+        dataset = dataset.flat_map(_plain(cut)).map(_plain(lambda numbers: tuple(gather(numbers))))
+        dataset = dataset.flat_map(_plain(lambda *leaves: tf.data.Dataset.from_tensor_slices(leaves)))
+        return dataset.map(_plain(lambda *leaves: rebuild(leaves)))
+
+    epochs = tf.data.Dataset.range(1).map(_plain(begin))
+    if not deal.is_leased:
+        return _finish(read(epochs.flat_map(_plain(take_pieces))))
+
+    def lease(epoch, order):
+        mine = _noted(_ahead(read(take_pieces(epoch, order))), deal, epoch)
+        return mine.concatenate(read(take_pieces(epoch, order, deal.rest)))  # asked when all of `mine` is trained on
+
+    return _mark(pipeline.configure(epochs.flat_map(_plain(lease))))
+
+
+def _noted(dataset, deal, epoch):
+    """Returns the batches of an epoch; `deal` hears of those before when the next is handed out, as often as it wants to."""
+
+    def note(epoch, number):
+        return np.float64(deal.finished(int(epoch), int(number)))
+
+    def hand_out(state, batch):
+        number, due = state
+        due = tf.cond(tf.timestamp() < due, lambda: due, lambda: tf.numpy_function(note, [epoch, number], tf.float64))
+        due.set_shape([])
+        return (number + 1, due), batch
+
+    start = (tf.constant(0, tf.int64), tf.constant(0, tf.float64))
+    return dataset.scan(start, _plain(hand_out))
 
 
 def _finish(dataset):
-    dataset = pipeline.finish(dataset, num_ahead=1)  # more would keep from others what this worker is not ready for
+    return _mark(_ahead(pipeline.configure(dataset)))
+
+
+def _ahead(dataset):
+    return pipeline.ahead(dataset, 1)  # more would keep from others what this worker is not ready for
+
+
+def _mark(dataset):
     setattr(dataset, _DEALT, True)
     return dataset
 

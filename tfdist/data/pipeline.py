@@ -27,8 +27,17 @@ def finish(dataset, num_ahead=tf.data.AUTOTUNE):
       dataset: a `tf.data.Dataset`.
       num_ahead: int, how many elements are prepared beforehand.
     """
+    return ahead(configure(dataset), num_ahead)
+
+
+def configure(dataset):
+    """Returns `dataset` so that it does what it says, no more and in no other order."""
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.deterministic = True  # workers must see the same batches in the same order
-    dataset = dataset.with_options(options)
+    return dataset.with_options(options)
+
+
+def ahead(dataset, num_ahead):
+    """Returns `dataset`, prefetched where there is a core for that; see `finish`."""
     return dataset if has_one_core() else dataset.prefetch(num_ahead)

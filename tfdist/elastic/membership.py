@@ -6,6 +6,7 @@ notice nothing but the time. Another thread looks out for workers that want to j
 steps, when all members call `admit` at the same place of the program.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -55,6 +56,11 @@ class Membership:
         self._threads = []
         self._watching_store = None
 
+    @property
+    def is_joining(self):
+        """Whether this worker has come again and is not a member yet."""
+        return self.incarnation > 0 and len(self.history) == 1 and self.generation == 0
+
     def watch(self):
         """Starts the threads."""
         for body in (self._watch, self._look_out):
@@ -71,6 +77,13 @@ class Membership:
             thread.join(timeout=5.0)
         if not any(thread.is_alive() for thread in self._threads):
             library.core().tfdist_group_release(self._native)
+
+    def leave(self, well):
+        """Nobody needs to be waited for, or started again, once a worker's program has ended `well`."""
+        self._is_closed = True
+        if well and len(self.history) and self.group.rank in self.group.members and not self.is_excluded:
+            with contextlib.suppress(TfdistError, OSError), self.store() as store:
+                store.set(OVER, b"")
 
     def failure(self):
         """Returns `(code, slot, text)` of what has befallen the group's present connections."""
@@ -183,6 +196,8 @@ class Membership:
                 patience=patience, timeout=_AGREE_SECONDS,
             )  # fmt: skip
             decision = agreement.agree(Report.of(self._native_report(), lost, joiners))
+            for slot in self.members.keys() - decision.members.keys():  # if it has stopped, the launcher ends it
+                store.set(f"elastic/excluded/{slot}", str(self.members[slot]).encode())
             if decision.error:
                 self._give_up(decision.error, below_minimum=True)
                 return ()

@@ -11,6 +11,7 @@ from tfdist.launch.resources import available_cores, divide_cores
 from tfdist.launch.restarts import Record
 from tfdist.launch.worker import Worker
 
+_BURIAL_SECONDS = 0.5  # others may be lost meanwhile
 _WARDEN = os.path.join(os.path.dirname(__file__), "warden.py")
 
 
@@ -111,7 +112,7 @@ class Crew:
         """Ends what a lost process had started, and keeps its last lines."""
         process = slot.process
         self._warden.forget(process.pid)
-        process.finish()
+        process.finish(_BURIAL_SECONDS)
         slot.loss = Failure(
             slot.rank, process.exit_code, process.ended, None, tuple(process.last_errors()), slot.is_server
         )

@@ -22,6 +22,7 @@ class Job:
       server_command: the arguments of the Python interpreter that make it a server.
       summary: bool, whether to tell at the end what the servers have counted.
       max_workers: int, places for workers on all hosts; the number that is started by default.
+      grace_seconds: float, what workers get to end when the job is stopped: a last checkpoint takes time.
       restarts: the `RestartRules`; None where the first worker that is lost ends the job.
     """
 
@@ -35,6 +36,7 @@ class Job:
     server_command: tuple[str, ...] = ("-m", "tfdist.parameter_server")
     summary: bool = False
     max_workers: int | None = None
+    grace_seconds: float = 3.0
     restarts: RestartRules | None = None
 
     @property

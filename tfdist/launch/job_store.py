@@ -7,10 +7,11 @@ from tfdist.cluster.address import parse_address
 from tfdist.cluster.server import ADDRESS_KEY, SUMMARY_KEY
 from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.errors import TfdistError
-from tfdist.launch import report, summary
+from tfdist.launch import nodes, report, summary
 
 _ENDED = "launch/ended/"  # + the node's rank, set when its workers have ended
 _DEAD = "elastic/dead/"  # + rank: the incarnation of the worker that was lost
+_EXCLUDED = "elastic/excluded/"  # + rank: the incarnation that the others go on without, set by one of them
 _JOINED = "elastic/joined/"  # + rank: the incarnation that has become a member, set by the worker
 _OVER = "elastic/over"  # set by a worker when the job has ended well
 _ASK_SECONDS = 0.3
@@ -33,7 +34,7 @@ class JobStore:
     def __init__(self, job, secret, environ):
         self._job, self._secret = job, secret
         self._server = None
-        self._waiting_since = None
+        self._waiting_since, self._signs = None, {}
         timeout = variables.timeout({**environ, **job.variables})
         self._timeout = _OTHER_NODES_SECONDS if timeout is None else timeout
         if job.node_rank == 0:
@@ -43,48 +44,53 @@ class JobStore:
 
     def reports(self):
         """Returns {rank: report} of the workers that have told why they fail."""
-        told = {rank: report.parse(value) for rank, value in self._items(report.KEY).items()}
+        told = {rank: report.parse(value) for rank, value in self.items(report.KEY).items()}
         return {int(rank): why for rank, why in told.items() if rank.isdecimal() and why}
 
     def tell_lost(self, rank, incarnation):
         """Tells the other workers that one was lost."""
-        self._set(f"{_DEAD}{rank}", str(incarnation).encode(), _TELL_SECONDS)
+        self.set(f"{_DEAD}{rank}", str(incarnation).encode())
 
     def joined(self):
         """Returns {rank: incarnation} of the workers that have become members."""
-        told = self._items(_JOINED)
-        return {int(rank): int(value) for rank, value in told.items() if rank.isdecimal() and value.isdigit()}
+        return self._incarnations(_JOINED)
+
+    def excluded(self):
+        """Returns {rank: incarnation} of the workers that the others go on without."""
+        return self._incarnations(_EXCLUDED)
 
     def is_over(self):
         """Returns whether a worker has told that the job has ended well."""
-        return bool(self._items(_OVER))
+        return bool(self.items(_OVER))
 
     def server_address(self, index):
         """Returns what a server has told of where it listens, bytes, or None."""
-        return self._items(f"{ADDRESS_KEY}{index}").get("")
+        return self.items(f"{ADDRESS_KEY}{index}").get("")
 
     def summaries(self):
         """Returns what the servers have counted, a list of dicts; see summary.py."""
-        return summary.parse(self._items(SUMMARY_KEY).values())
+        return summary.parse(self.items(SUMMARY_KEY).values())
 
     def tell_ended(self):
-        """Tells node 0 that the workers of this node have ended: it keeps the servers until then."""
-        if self._server is None and self._job.num_servers:
-            self._set(f"{_ENDED}{self._job.node_rank}", b"", _ASK_SECONDS)
+        """Tells node 0 that the workers of this node have ended: it keeps the store and the servers until then."""
+        if self._server is None and (self._job.num_servers or self._job.recovers):
+            self.set(f"{_ENDED}{self._job.node_rank}", b"", _ASK_SECONDS)
 
     def others_have_ended(self):
-        """Returns whether the other nodes' workers have ended; on node 0, and true after the job's timeout."""
-        if self._waiting_since is None:
-            self._waiting_since = time.monotonic()
+        """Returns whether the other nodes' workers have ended; on node 0, and true after the job's timeout without a sign."""
+        signs = {node: sign for node, sign in self.items(nodes.LIVE).items() if node != str(self._job.node_rank)}
+        if self._waiting_since is None or signs != self._signs:
+            self._waiting_since, self._signs = time.monotonic(), signs
         is_late = time.monotonic() - self._waiting_since > self._timeout
-        return is_late or len(self._items(_ENDED)) >= self._job.num_nodes - 1
+        return is_late or len(self.items(_ENDED)) >= self._job.num_nodes - 1
 
     def close(self):
         """Ends serving."""
         if self._server:
             self._server.close()
 
-    def _set(self, key, value, seconds):
+    def set(self, key, value, seconds=_TELL_SECONDS):
+        """Stores bytes; silently not where node 0 does not answer in so many seconds, for then the job is over."""
         if self._server:
             self._server.set(key, value)
             return
@@ -94,12 +100,17 @@ class JobStore:
         except TfdistError:
             pass  # node 0 has ended
 
-    def _items(self, prefix):
+    def items(self, prefix):
+        """Returns {key without the prefix: value}; empty where node 0 does not answer."""
         if self._server:
             items = self._server.items(prefix)
         else:
             items = self._ask(prefix)
         return {key[len(prefix) :]: value for key, value in items.items()}
+
+    def _incarnations(self, prefix):
+        told = self.items(prefix)
+        return {int(rank): int(value) for rank, value in told.items() if rank.isdecimal() and value.isdigit()}
 
     def _ask(self, prefix):
         try:

@@ -11,7 +11,7 @@ from tfdist.cluster.secret import given_secret
 from tfdist.errors import ConfigurationError, TfdistError
 from tfdist.launch import function, summary
 from tfdist.launch.crew import Crew
-from tfdist.launch.events import Events
+from tfdist.launch.events import ADD_WORKER, FORWARDED, Events
 from tfdist.launch.job import Job
 from tfdist.launch.job_store import JobStore
 from tfdist.launch.output import Output
@@ -97,7 +97,7 @@ def _start(job, environ, stdout, stderr, calls=None):
         store = stack.enter_context(contextlib.closing(JobStore(job, secret, environ)))
         events = Events()
         output = Output(stdout, stderr, events.on_broken_output)
-        stack.enter_context(events.of_signals())
+        stack.enter_context(events.of_signals((*FORWARDED, ADD_WORKER) if job.recovers else FORWARDED))
         begin = time.monotonic()
         try:
             with Crew(job, store_address=store.address, secret=secret, environ=environ, output=output,

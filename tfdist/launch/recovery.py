@@ -4,10 +4,12 @@ import signal
 import time
 
 from tfdist.launch import failure as failures
-from tfdist.launch.restarts import decide
+from tfdist.launch.nodes import Nodes
+from tfdist.launch.restarts import Record, decide
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
+_EXCLUDED_SECONDS = 5.0  # for a worker to see by itself that it was excluded; one that has stopped does not
 
 
 class Recovery:
@@ -23,6 +25,8 @@ class Recovery:
     def __init__(self, job, store, crew, say):
         self._job, self._store, self._crew, self._say = job, store, crew, say
         self._rules = job.restarts
+        self._nodes = Nodes(job, store)
+        self._excluded = {}  # (slot, incarnation) -> when it was first seen to be excluded
         self._addresses = {}  # server's slot -> its address in the store when it was started
         self.refusal = ""  # why the last loss was not forgiven
 
@@ -30,10 +34,13 @@ class Recovery:
         """Returns whether the job goes on after the end of a process other than well; arranges for it if so."""
         if self._rules is None or slot.is_dismissed:
             return slot.is_dismissed
-        if not self._job.recovers and not slot.is_server or not self._was_lost(slot):
+        code = slot.process.exit_code
+        if not (slot.is_server or self._job.recovers) or code >= 0 and code != EXIT_AGAIN:
             return self._is_late_joiner(slot)
         if not slot.is_server:
-            self._store.tell_lost(slot.rank, slot.incarnation)
+            self._store.tell_lost(slot.rank, slot.incarnation)  # first: the others wait for it
+            if self._has_reported(slot):
+                return False
         self._crew.bury(slot)
         if not slot.is_server and self._store.is_over():
             slot.is_given_up = True
@@ -42,7 +49,14 @@ class Recovery:
         return self._replace(slot)
 
     def look(self):
-        """Starts what is due, and ends what the job has no use for any more. To be called after every event."""
+        """Starts what is due, and ends what the job has no use for any more. To be called after every event.
+
+        Returns:
+          Why the job cannot go on, because of what happened on other hosts, or "".
+        """
+        if self._rules is None:
+            return ""
+        self._end_excluded()
         waiting = [slot for slot in (*self._crew.workers, *self._crew.servers) if slot.restart_at is not None]
         joiners = self._running_joiners()
         if (waiting or joiners) and self._store.is_over():
@@ -50,14 +64,48 @@ class Recovery:
         for slot in waiting:
             if slot.restart_at is not None and slot.restart_at <= time.monotonic():
                 self._start(slot)
+        if self._nodes.is_alone or not self._job.recovers:
+            return ""
+        return self._nodes.exchange(self._num_live()) or self._shortage()
 
     def next_look_seconds(self):
         """Returns how long the next look can wait for want of an event; None: for ever."""
         slots = (*self._crew.workers, *self._crew.servers)
         waits = [slot.restart_at - time.monotonic() for slot in slots if slot.restart_at is not None]
-        if self._running_joiners():
-            waits.append(_LOOK_SECONDS)  # the end of the job may come from another host
+        if self._job.recovers:
+            waits.append(_LOOK_SECONDS)  # at what the workers and other hosts write into the store
         return max(0.0, min(waits)) if waits else None
+
+    def add_worker(self):
+        """Starts a worker in a free place, if there is one."""
+        slot = next((slot for slot in self._crew.workers if slot.is_free), None)
+        if slot is None:
+            self._say(f"no worker is added: all {self._job.local_world_size} places are taken, see --max-workers.")
+        elif self._store.is_over():
+            self._say("no worker is added: the job has ended.")
+        else:
+            slot.record = Record()
+            slot.incarnation = max(slot.incarnation, 0)  # it is none of those that the job started with
+            self._start(slot)
+            self._say(f"{_name(slot)} is added.")
+
+    def leave(self):
+        """Tells the others that the workers of this host, which have ended, are lost: the job goes on without it."""
+        if self._job.recovers and not self._nodes.is_alone:
+            for slot in self._crew.workers:
+                if slot.process is not None:
+                    self._store.tell_lost(slot.rank, slot.incarnation)
+            self._nodes.exchange(0)
+
+    def tell_failed(self):
+        """Tells the others that the job fails here."""
+        if self._job.recovers:
+            self._nodes.tell_failed()
+
+    def await_others(self):
+        """Gives the others a moment to hear of it."""
+        if self._job.recovers:
+            self._nodes.await_others()
 
     def epilogue(self):
         """Returns what to tell at the end of a job that went well, or None."""
@@ -71,13 +119,10 @@ class Recovery:
             slot for slot in self._crew.workers if slot.incarnation > 0 and slot.is_running and not slot.is_dismissed
         ]
 
-    def _was_lost(self, slot):
-        """Returns whether a process ended through no fault of its script's."""
-        if slot.process.exit_code >= 0 and slot.process.exit_code != EXIT_AGAIN:
-            return False
-        # An interpreter may crash on its way out, after the script's exception.
-        told = None if slot.is_server else self._store.reports().get(slot.rank)
-        return told is None or told["time"] < slot.process.started
+    def _has_reported(self, slot):
+        """Returns whether the script failed by itself: an interpreter may crash on its way out, after an exception."""
+        told = self._store.reports().get(slot.rank)
+        return told is not None and told["time"] >= slot.process.started
 
     def _is_late_joiner(self, slot):
         """Returns whether it failed only because the job was over before it could take part."""
@@ -104,13 +149,16 @@ class Recovery:
         self._say(f"{_name(slot)} {_manner(slot)} after {life:.1f} s; {what}.")
         return True
 
+    def _num_live(self):
+        return sum(slot.process is not None and not slot.is_given_up for slot in self._crew.workers)
+
     def _shortage(self):
         """Returns why the job cannot go on with the workers that are left, or ""."""
-        workers, floor = self._crew.workers, self._rules.min_workers
-        live = sum(slot.process is not None and not slot.is_given_up for slot in workers)
+        live, floor = self._num_live() + self._nodes.live_elsewhere(), self._rules.min_workers
         if live < floor:
             return f"{live} worker{'' if live == 1 else 's'} left, fewer than --min-workers {floor}: the job ends."
-        if self._job.num_nodes == 1 and not self._job.num_servers and not any(map(self._has_state, workers)):
+        keeps_state = not self._nodes.is_alone or self._job.num_servers or any(map(self._has_state, self._crew.workers))
+        if not keeps_state:
             return (
                 "No worker is left that has the state of the training: the job ends. Start it again from a checkpoint."
             )
@@ -131,6 +179,14 @@ class Recovery:
             address = self._store.server_address(slot.rank)
             return address is not None and address != self._addresses.get(slot)
         return self._store.joined().get(slot.rank) == slot.incarnation
+
+    def _end_excluded(self):
+        excluded, now = self._store.excluded(), time.monotonic()
+        for slot in self._crew.workers:
+            if slot.is_running and excluded.get(slot.rank) == slot.incarnation:
+                since = self._excluded.setdefault((slot, slot.incarnation), now)
+                if now - since >= _EXCLUDED_SECONDS:
+                    slot.process.send(signal.SIGKILL)
 
     def _dismiss(self, joiners, waiting):
         for slot in joiners:

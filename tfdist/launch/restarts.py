@@ -15,12 +15,10 @@ class RestartRules:
     Args:
       max_restarts: int, restarts of each place.
       min_workers: int, workers on all hosts, below which the job ends.
-      grace_seconds: float, what workers get to end when the job is stopped: their last checkpoint takes time.
     """
 
     max_restarts: int = 3
     min_workers: int = 1
-    grace_seconds: float = 10.0
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """`tfdist run`: checks what was asked for, then starts the job."""
 
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from tfdist.testing.fault import from_environment
 WITH_SERVERS = ("async", "sync", "bounded")
 # Those of tfdist.strategies.registry, which takes seconds to import TensorFlow.
 STRATEGIES = ("ring", *WITH_SERVERS, "mirrored")
+_GRACE_SECONDS = 10.0  # where a worker may be at a checkpoint
 _EPILOG = """\
 examples:
   tfdist run -n 4 train.py --epochs 3
@@ -55,7 +57,7 @@ def parse(arguments, environ=os.environ):
     if strategy:
         _check_strategy(strategy, chosen.num_workers * chosen.nodes, chosen.servers)
         added["TFDIST_STRATEGY"] = strategy
-    return Job(
+    job = Job(
         command=tuple(command),
         num_workers=chosen.num_workers,
         num_nodes=chosen.nodes,
@@ -67,6 +69,8 @@ def parse(arguments, environ=os.environ):
         max_workers=chosen.max_workers,
         restarts=_restart_rules(chosen, environ),
     )
+    seconds_to_end = chosen.grace_seconds or (job.grace_seconds if job.restarts is None else _GRACE_SECONDS)
+    return dataclasses.replace(job, grace_seconds=seconds_to_end)
 
 
 def _parser():
@@ -90,8 +94,8 @@ def _parser():
                         help="places on all hosts: SIGUSR1 to this command adds a worker (as many as there are workers)")  # fmt: skip
     parser.add_argument("--max-restarts", type=count(0), default=3, metavar="R", help="restarts of each worker (3)")
     parser.add_argument("--no-recover", action="store_true", help="the first worker that is lost ends the job")
-    parser.add_argument("--grace-seconds", type=seconds, default=10.0, metavar="S",
-                        help="to end, after SIGTERM to this command (10)")  # fmt: skip
+    parser.add_argument("--grace-seconds", type=seconds, metavar="S",
+                        help="to end, after SIGTERM to this command (10; 3 with --no-recover)")  # fmt: skip
     parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a worker waits for the others")
     parser.add_argument("--inject", metavar="FAULTS", help='for tests, such as "kill:rank=1,step=3"')
     parser.add_argument("--nodes", type=count(1), default=1, metavar="K", help="hosts that run this command (1)")
@@ -117,7 +121,7 @@ def _restart_rules(chosen, environ):
         )
     if chosen.no_recover or not variables.recover(environ):
         return None
-    return RestartRules(chosen.max_restarts, floor, chosen.grace_seconds)
+    return RestartRules(chosen.max_restarts, floor)
 
 
 def _faults(text, world_size):

@@ -5,7 +5,7 @@ import signal
 import time
 
 from tfdist.launch import failure as failures
-from tfdist.launch.events import BROKEN_PIPE, FORWARDED
+from tfdist.launch.events import ADD_WORKER, BROKEN_PIPE, FORWARDED
 
 _FIRST_LOOK_SECONDS = 0.3  # the cause may be seen just after its first consequence
 _LAST_LOOK_SECONDS = 1.0
@@ -39,12 +39,18 @@ class Supervisor:
         self._crew.start_all()
         while not self._is_over():
             event = self._next_event(self._wait_seconds())
+            if event == ADD_WORKER:
+                self._recovery.add_worker()
+                continue
             if isinstance(event, str):
                 return self._stop_by(event)
             if event is not None and (event.is_server or event.process.exit_code != 0):
                 if not self._recovery.survives(event):
                     return self._fail(event)
-            self._recovery.look()
+            reason = self._recovery.look()
+            if reason:
+                self._stop(signal.SIGTERM, self._job.grace_seconds)
+                return 1, f"tfdist run: {reason}"
         self._end(self._crew.workers, signal.SIGTERM, _GRACE_SECONDS)  # those that were dismissed
         self._end(self._crew.servers, signal.SIGTERM, _SERVER_SECONDS)
         return 0, self._recovery.epilogue()
@@ -52,7 +58,8 @@ class Supervisor:
     def _is_over(self):
         if any(slot.is_wanted for slot in self._crew.workers):
             return False
-        return not self._crew.servers or self._store.others_have_ended()
+        serves_others = self._job.node_rank == 0 and self._job.num_nodes > 1 and self._job.recovers
+        return not (self._crew.servers or serves_others) or self._store.others_have_ended()
 
     def _wait_seconds(self):
         if any(slot.is_wanted for slot in self._crew.workers):
@@ -65,22 +72,25 @@ class Supervisor:
         return event if event is None or isinstance(event, str) else self._crew.note_end(event)
 
     def _stop_by(self, event):
-        is_patient = event in ("SIGTERM", "SIGHUP") and self._job.recovers
-        seconds = self._job.restarts.grace_seconds if is_patient else _GRACE_SECONDS
-        self._stop(getattr(signal, event if event in FORWARDED else "SIGTERM"), seconds)
+        is_patient = event in ("SIGTERM", "SIGHUP")
+        number = getattr(signal, event if event in FORWARDED else "SIGTERM")
+        self._stop(number, self._job.grace_seconds if is_patient else _GRACE_SECONDS)
+        self._recovery.leave()
         text = None if event == BROKEN_PIPE else f"tfdist run: stopped by {event}."
         return 128 + getattr(signal, event), text
 
     def _fail(self, slot):
+        self._recovery.tell_failed()
         refusal = self._recovery.refusal
         if refusal:
             culprit = slot.loss
-            self._stop(signal.SIGTERM, self._job.restarts.grace_seconds)
+            self._stop(signal.SIGTERM, self._job.grace_seconds)
         else:
             self._look_around()
             culprit = failures.find_culprit(self._failures())
             self._stop(signal.SIGTERM, _GRACE_SECONDS)
             culprit = self._with_last_lines(culprit)
+        self._recovery.await_others()
         text = failures.describe(culprit, self._job.world_size, max(0.0, culprit.time - self._began), refusal)
         return failures.exit_code(culprit), text
 

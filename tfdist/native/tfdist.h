@@ -253,6 +253,8 @@ typedef struct {
   int32_t backup_workers;  /* SYNCHRONOUS: so many gradients need not come */
   int32_t is_lazy;         /* rows: only those touched move */
   int32_t num_step_weights;
+  int32_t recovers;        /* a worker that is lost is no failure for the others; one that takes its place excludes it */
+  int32_t reserved;
   const double* step_weights;   /* by staleness: what the learning rate is multiplied by; one at least */
   double weight_decay;
   double average_momentum;      /* of the moving average of the parameters; < 0: none */
@@ -284,8 +286,11 @@ TFDIST_EXPORT int32_t tfdist_server_share_window(tfdist_server* server, int32_t 
 /* Serves an authenticated socket, which the server owns from now on. `client` is common to the sockets of one client of that
  * worker: one that closes does not make a later one inactive. */
 TFDIST_EXPORT int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t worker, uint64_t client);
+/* Only `client` speaks for the worker from here on: what an earlier one pushes is refused, and does not count any more. */
+TFDIST_EXPORT void tfdist_server_join(tfdist_server* server, int32_t store, int32_t worker, uint64_t client);
 /* The parameters are new ones, which have seen `updates`. */
 TFDIST_EXPORT void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates);
+TFDIST_EXPORT uint64_t tfdist_server_generation(tfdist_server* server, int32_t store);
 TFDIST_EXPORT int64_t tfdist_server_updates(tfdist_server* server, int32_t store);
 TFDIST_EXPORT void tfdist_server_set_active(tfdist_server* server, int32_t store, int32_t worker, uint64_t client,
                                             int32_t is_active);
@@ -293,6 +298,18 @@ TFDIST_EXPORT void tfdist_server_set_active(tfdist_server* server, int32_t store
 TFDIST_EXPORT void* tfdist_server_array(tfdist_server* server, int32_t store, int32_t shard, int32_t slot);
 /* TFDIST_RULE_SCALARS doubles. */
 TFDIST_EXPORT double* tfdist_server_scalars(tfdist_server* server, int32_t store, int32_t shard);
+/* The state of a shard, or with shard -1 of the store itself, to be saved before its shards: returns its size, and writes
+ * it where `capacity` suffices. */
+TFDIST_EXPORT int64_t tfdist_server_save(tfdist_server* server, int32_t store, int32_t shard, void* buffer, int64_t capacity);
+/* TFDIST_OK, or TFDIST_MISMATCH: it is the state of something else. */
+TFDIST_EXPORT int32_t tfdist_server_load(tfdist_server* server, int32_t store, int32_t shard, const void* buffer,
+                                         int64_t bytes);
+/* What was loaded is newer than whatever a worker may have. */
+TFDIST_EXPORT void tfdist_server_supersede(tfdist_server* server, int32_t store);
+/* After loading: nobody is served until the workers that were there have offered what they have, or for so long. */
+TFDIST_EXPORT void tfdist_server_await_offers(tfdist_server* server, int32_t store, double seconds);
+/* While it is held, which is until the same thread lets go, the host gets no gradient. */
+TFDIST_EXPORT void tfdist_server_hold_host(tfdist_server* server, int32_t store, int32_t is_held);
 TFDIST_EXPORT int64_t tfdist_server_version(tfdist_server* server, int32_t store, int32_t shard);
 TFDIST_EXPORT void tfdist_server_record(tfdist_server* server, int32_t store, int32_t worker, tfdist_worker_record* record,
                                         int64_t* staleness, int32_t capacity);
@@ -318,6 +335,8 @@ typedef struct {
   const int32_t* windows;       /* by server: a file that both sides map, or -1; NULL: none */
   const int64_t* window_bytes;  /* by server */
   uint64_t sequence;            /* of this worker's last push that counted, by tfdist_worker_record */
+  int32_t num_workers;          /* with whom it stands a server that is started again; 0: it does not */
+  int32_t reserved;
 } tfdist_client_store;
 
 typedef struct {
@@ -351,6 +370,8 @@ typedef struct {
   int32_t prefetch;       /* the answer to the push before is taken, this one's at the next call */
   int32_t is_synchronous; /* others wait for this worker */
   int32_t not_finite;     /* tfdist_not_finite */
+  int32_t offers;         /* `current` is what this worker was sent last: a server that has lost it may have it */
+  int32_t reserved;
 } tfdist_exchange;
 
 typedef struct {
@@ -367,6 +388,16 @@ typedef struct tfdist_client tfdist_client;
 /* `sockets`: two a server, authenticated; the client owns them. `addresses`: of the servers, for messages. */
 TFDIST_EXPORT tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const char* const* addresses,
                                                   const int32_t* sockets, double timeout_seconds);
+/* Calls wait up to `seconds` for a server that is lost to be connected again. That is somebody else's task: `wake`, a
+ * descriptor of a pipe, is written the server's number (a byte) when its connection breaks; not owned. */
+TFDIST_EXPORT void tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake);
+/* Whether its connection broke, and it was not connected again. */
+TFDIST_EXPORT int32_t tfdist_client_is_lost(tfdist_client* client, int32_t server);
+/* `sockets`: two, as at creation; `numbers`: of the `num_stores` first stores there. */
+TFDIST_EXPORT void tfdist_client_reconnect(tfdist_client* client, int32_t server, const int32_t* sockets,
+                                           const int32_t* numbers, int32_t num_stores);
+/* What `client` pushes, `mirror` pushes too, to stores of the same numbers; closed and released by its owner. NULL: none. */
+TFDIST_EXPORT void tfdist_client_set_mirror(tfdist_client* client, tfdist_client* mirror);
 TFDIST_EXPORT int64_t tfdist_client_id(tfdist_client* client);
 /* Retained (release it), or NULL. */
 TFDIST_EXPORT tfdist_client* tfdist_client_find(int64_t id);

@@ -6,10 +6,13 @@ its own gives it as options.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 
 from absl import logging
@@ -20,9 +23,11 @@ from tfdist.cluster.secret import given_secret
 from tfdist.cluster.server import ADDRESS_KEY, SUMMARY_KEY, ServerPlace, resolve_server
 from tfdist.cluster.store import StoreClient
 from tfdist.errors import TfdistError
+from tfdist.parameter_server.keeper import Keeping
 from tfdist.parameter_server.server import ParameterServer
 
 _DEFAULT_TIMEOUT_SECONDS = 600.0
+_FIND_SECONDS = 3.0
 
 
 def main(arguments=None):
@@ -33,6 +38,10 @@ def main(arguments=None):
     parser.add_argument("--bind", metavar="HOST", default=LOOPBACK, help="where to listen, with --report-to")
     told = "a file descriptor that is told the address; the server then ends when its standard input does"
     parser.add_argument("--report-to", type=int, metavar="FD", help=told)
+    parser.add_argument("--snapshots", metavar="FOLDER", help="keep the state there, with --report-to")
+    parser.add_argument("--listen-on", type=int, metavar="FD", help="a socket that listens, instead of --bind")
+    parser.add_argument("--peers", metavar="HOST:PORT,...", help="where all servers listen, with --snapshots")
+    parser.add_argument("--incarnation", type=int, default=0, help="how often there was one before (0)")
     chosen = parser.parse_args(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -43,7 +52,10 @@ def main(arguments=None):
         place = resolve_server(os.environ) if chosen.report_to is None else _place(chosen)
         listens = {"host": place.bind_host, "port": place.port}
         timeout = place.timeout or _DEFAULT_TIMEOUT_SECONDS
-        with ParameterServer(place.world_size, place.secret, **listens, timeout=timeout) as server:
+        keeping = _keeping(chosen, place)
+        if chosen.listen_on is not None:
+            listens["listener"] = socket.socket(fileno=chosen.listen_on)
+        with ParameterServer(place.world_size, place.secret, **listens, timeout=timeout, keeping=keeping) as server:
             _publish(place, server.address, chosen.report_to)
             if chosen.report_to is not None:
                 threading.Thread(target=_watch, args=(stopped,), daemon=True).start()
@@ -66,6 +78,26 @@ def _place(chosen):
         source="a strategy",
         timeout=variables.timeout(os.environ),
     )
+
+
+def _keeping(chosen, place):
+    """How this server outlives its process, or None."""
+    if chosen.snapshots:
+        peers = chosen.peers.split(",")
+        find = peers.__getitem__ if len(peers) > 1 else None
+        return Keeping(chosen.snapshots, find=find, resumes=chosen.incarnation > 0)
+    if chosen.report_to is not None or not variables.recover(os.environ, default=False):
+        return None
+
+    def find(index):
+        with StoreClient(place.store_address, place.secret, timeout=_FIND_SECONDS) as store:
+            return store.get(f"{ADDRESS_KEY}{index}").decode()
+
+    folder = variables.snapshots(os.environ) or tempfile.gettempdir()
+    job = hashlib.sha256(place.secret + place.store_address.encode()).hexdigest()[:16]
+    path = os.path.join(folder, f"tfdist-{os.getuid()}-{job}-server-{place.index}")
+    find = find if place.store_address and place.num_servers > 1 else None
+    return Keeping(path, find=find, resumes=variables.incarnation(os.environ) > 0)
 
 
 def _leave_the_workers_core():

@@ -61,10 +61,15 @@ class HostedOptimizer:
         """Takes `array(shard)`, which gives the address of a shard's parameters."""
         self._array = array
 
+    @property
+    def num_variables(self):
+        return len(state_of(self.optimizer))
+
     def read(self, index, begin, count):
-        """Returns `count` bytes of one of the optimizer's variables."""
+        """Returns `count` bytes of one of the optimizer's variables; None for all."""
         with self._lock:
-            return np.asarray(state_of(self.optimizer)[index].numpy()).tobytes()[begin : begin + count]
+            data = np.asarray(state_of(self.optimizer)[index].numpy()).tobytes()
+            return data[begin:] if count is None else data[begin : begin + count]
 
     def write(self, index, begin, value):
         """Sets bytes of one of the optimizer's variables."""

@@ -58,6 +58,8 @@ class StoreOptions(ctypes.Structure):
         ("backup_workers", ctypes.c_int32),
         ("is_lazy", ctypes.c_int32),
         ("num_step_weights", ctypes.c_int32),
+        ("recovers", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
         ("step_weights", ctypes.POINTER(ctypes.c_double)),
         ("weight_decay", ctypes.c_double),
         ("average_momentum", ctypes.c_double),
@@ -117,6 +119,8 @@ class ClientStore(ctypes.Structure):
         ("windows", ctypes.POINTER(ctypes.c_int32)),
         ("window_bytes", ctypes.POINTER(ctypes.c_int64)),
         ("sequence", ctypes.c_uint64),
+        ("num_workers", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     ]
 
 
@@ -161,6 +165,8 @@ class Exchange(ctypes.Structure):
         ("prefetch", ctypes.c_int32),
         ("is_synchronous", ctypes.c_int32),
         ("not_finite", ctypes.c_int32),
+        ("offers", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     ]
 
 
@@ -188,14 +194,25 @@ _SIGNATURES = {
     "tfdist_server_add_store": (_INT, [_SERVER, ctypes.POINTER(StoreOptions), ctypes.POINTER(Shard), _INT]),
     "tfdist_server_share_window": (_INT, [_SERVER, _INT, _INT, _INT]),
     "tfdist_server_serve": (_INT, [_SERVER, _INT, _INT, ctypes.c_uint64]),
+    "tfdist_server_join": (None, [_SERVER, _INT, _INT, ctypes.c_uint64]),
     "tfdist_server_begin_generation": (None, [_SERVER, _INT, ctypes.c_uint64, _LONG]),
+    "tfdist_server_generation": (ctypes.c_uint64, [_SERVER, _INT]),
     "tfdist_server_updates": (_LONG, [_SERVER, _INT]),
     "tfdist_server_set_active": (None, [_SERVER, _INT, _INT, ctypes.c_uint64, _INT]),
     "tfdist_server_array": (ctypes.c_void_p, [_SERVER, _INT, _INT, _INT]),
     "tfdist_server_scalars": (ctypes.POINTER(_REAL), [_SERVER, _INT, _INT]),
     "tfdist_server_version": (_LONG, [_SERVER, _INT, _INT]),
+    "tfdist_server_save": (_LONG, [_SERVER, _INT, _INT, ctypes.c_void_p, _LONG]),
+    "tfdist_server_load": (_INT, [_SERVER, _INT, _INT, ctypes.c_char_p, _LONG]),
+    "tfdist_server_supersede": (None, [_SERVER, _INT]),
+    "tfdist_server_await_offers": (None, [_SERVER, _INT, _REAL]),
+    "tfdist_server_hold_host": (None, [_SERVER, _INT, _INT]),
     "tfdist_server_record": (None, [_SERVER, _INT, _INT, ctypes.POINTER(WorkerRecord), ctypes.POINTER(_LONG), _INT]),
     "tfdist_client_create": (_CLIENT, [_INT, _INT, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(_INT), _REAL]),
+    "tfdist_client_recover": (None, [_CLIENT, _REAL, _INT]),
+    "tfdist_client_reconnect": (None, [_CLIENT, _INT, ctypes.POINTER(_INT), ctypes.POINTER(_INT), _INT]),
+    "tfdist_client_is_lost": (_INT, [_CLIENT, _INT]),
+    "tfdist_client_set_mirror": (None, [_CLIENT, _CLIENT]),
     "tfdist_client_id": (_LONG, [_CLIENT]),
     "tfdist_client_release": (None, [_CLIENT]),
     "tfdist_client_close": (None, [_CLIENT]),

@@ -20,8 +20,11 @@ from tfdist.cluster.frames import ConnectionClosedError, FrameError, encode, rec
 from tfdist.cluster.handshake import check_secret, secure
 from tfdist.cluster.waiting_room import WaitingRoom
 from tfdist.comm.shared_memory import host_identity, open_shared
-from tfdist.errors import AuthenticationError, ConfigurationError, TfdistError, TransportError
-from tfdist.parameter_server import library
+from tfdist.errors import AuthenticationError, TfdistError, TransportError
+from tfdist.parameter_server import library, state
+from tfdist.parameter_server.keeper import Keeper
+from tfdist.parameter_server.listening import listen
+from tfdist.parameter_server.partner import CHUNK_BYTES
 from tfdist.parameter_server.store import Store
 
 _HANDSHAKE_SECONDS = 10.0
@@ -42,9 +45,12 @@ class ParameterServer:
       secret: bytes, the job's secret.
       host, port: where to listen; port 0 takes a free one.
       timeout: float seconds that a worker waits here for others.
+      keeping: a `Keeping`, how the state outlives this process; None: it does not.
+      listener: a listening socket, instead of host and port.
     """
 
-    def __init__(self, num_workers, secret, *, host="127.0.0.1", port=0, timeout=600.0):
+    def __init__(self, num_workers, secret, *, host="127.0.0.1", port=0, timeout=600.0, keeping=None,
+                 listener=None):  # fmt: skip
         check_secret(secret)
         self._num_workers = num_workers
         self._secret = secret
@@ -54,11 +60,31 @@ class ParameterServer:
         self._native = None
         self._closed = False
         self._room = WaitingRoom()
-        self._listener = _listen(host, port)
+        self._listener = listener or listen(host, port)
         self._native = library.core().tfdist_server_create(timeout)
         self.address = format_address(host, self._listener.getsockname()[1])
+        self._keeper = Keeper(keeping, secret, self._all_stores) if keeping else None
+        if self._keeper:
+            self._resume()
+            self._keeper.start()
         self._acceptor = threading.Thread(target=self._accept, name="tfdist-server", daemon=True)
         self._acceptor.start()
+
+    def _resume(self):
+        for description, blocks, is_newest in self._keeper.found():
+            given = (description["name"], description["declaration"])
+            store = Store(*given, self._native, self._num_workers, description["declared_by"])
+            try:
+                state.load(store, blocks)
+            except ValueError as error:
+                raise TransportError(f"A state of this job was expected in the snapshot. Received: {error}.") from error
+            store.resume(self._keeper.offer_seconds, is_newest=is_newest)
+            self._stores[store.name] = store
+            logging.info("parameter server: %r goes on after %d updates", store.name, store.summary()["updates"])
+
+    def _all_stores(self):
+        with self._lock:
+            return list(self._stores.values())
 
     def summary(self):
         """Returns what the server has done in all stores, for JSON: see `tfdist.launch.summary`, but for "server"."""
@@ -75,8 +101,8 @@ class ParameterServer:
             "workers": workers,
         }
 
-    def close(self):
-        """Ends all connections."""
+    def close(self, *, clear=True):
+        """Ends all connections; `clear` removes the snapshots, so that nobody can go on from them."""
         with self._lock:
             if self._closed:
                 return
@@ -87,6 +113,8 @@ class ParameterServer:
             shut_down(connection)
         for thread in [self._acceptor, *connections]:
             thread.join(_JOIN_SECONDS)
+        if self._keeper:
+            self._keeper.stop(clear=clear)
         with self._lock:
             native, self._native = self._native, None
             self._stores.clear()
@@ -146,26 +174,35 @@ class ParameterServer:
 
     def _answer_all(self, connection, rank, client):
         try:
+            kept = {}  # a state that is being fetched
             while True:
                 header, value = receive_frame(connection)
-                answer = encode(*self._answer(header, value, rank, client))
+                answer = encode(*self._answer(header, value, rank, client, kept))
                 send_all(connection, answer, time.monotonic() + _REPLY_SECONDS)
         except (ConnectionClosedError, OSError):
             pass
         except FrameError as error:
             logging.warning("parameter server: worker %d sent what is no request: %s", rank, error)
 
-    def _answer(self, header, value, rank, client):
+    def _answer(self, header, value, rank, client, kept):
         try:
             with self._lock:
                 if self._closed:
                     raise TransportError("The parameter server was expected to run. Received: it is stopping.")
                 if header.get("op") == "declare":
-                    return self._declare(header, value, rank), b""
+                    return self._declare(header, value, rank, client), b""
                 store = self._stores[header["store"]]
                 if header["op"] == "window":
                     return {"shared": self._open_window(store, header["window"], rank)}, b""
-            return store.answer(header, value, rank, client)
+            if header["op"] == "state":
+                kept["blocks"] = [bytes(block) for block in state.save(store)]
+                return {}, json.dumps([len(block) for block in kept["blocks"]]).encode()
+            if header["op"] == "state bytes":
+                kept["bytes"] = kept.get("bytes") or b"".join(kept.pop("blocks"))
+                return {}, kept["bytes"][header["begin"] : header["begin"] + CHUNK_BYTES]
+            answer = store.answer(header, value, rank, client)
+            self._keep_up(header["op"])
+            return answer
         except TfdistError as error:
             return {"error": type(error).__name__, "text": str(error)}, b""
         except Exception as error:  # of a hosted optimizer, too: this worker is told, the others are not disturbed
@@ -173,7 +210,14 @@ class ParameterServer:
             text = f"A parameter server was expected to serve {header.get('op')!r} of rank {rank}. Received: "
             return {"error": "TransportError", "text": f"{text}{type(error).__name__}: {error}. See its output."}, b""
 
-    def _declare(self, header, value, rank):
+    def _keep_up(self, operation):
+        """New parameters are in a snapshot before anybody is told of them; who takes part, soon."""
+        if self._keeper and operation == "begin":
+            self._keeper.write()
+        elif self._keeper and operation == "active":
+            self._keeper.write_soon()
+
+    def _declare(self, header, value, rank, client):
         """The first worker's declaration makes the store, the others' must agree with it."""
         text = zlib.decompressobj().decompress(value, _DECLARATION_BYTES_AT_MOST)
         name = header["store"]
@@ -181,7 +225,8 @@ class ParameterServer:
             self._stores[name] = Store(name, json.loads(text), self._native, self._num_workers, rank)
         store = self._stores[name]
         store.agree(json.loads(text), rank)
-        return {"number": store.number, "sequence": store.sequence(rank)}
+        store.join(rank, client)
+        return {"number": store.number, "sequence": store.sequence(rank), "num_workers": self._num_workers}
 
     def _open_window(self, store, window, rank):
         descriptor = open_shared(window, host_identity())
@@ -193,20 +238,6 @@ class ParameterServer:
             return library.core().tfdist_server_share_window(self._native, store.number, rank, descriptor) == 0
         finally:
             os.close(descriptor)
-
-
-def _listen(host, port):
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"An address of this host with a free port was expected. Received: host={host!r}, port={port}: {error}. "
-            "Choose another port, or 0 for any."
-        ) from error
-    return listener
 
 
 def _understood(identity, num_workers):

@@ -1,5 +1,6 @@
 """One store on a server: the shards of one optimizer's tensors, declared by the workers and updated natively."""
 
+import contextlib
 import copy
 import ctypes
 
@@ -28,7 +29,7 @@ class Store:
 
     def __init__(self, name, declaration, server, num_workers, rank):
         self.name = name
-        self._server = server
+        self.server = server
         self._num_workers = num_workers
         self._declaration = declaration
         self._declared_by = rank
@@ -61,21 +62,74 @@ class Store:
             f"in {text}. Build and compile the model alike on every worker."
         )
 
+    def join(self, rank, client):
+        """Takes a client's word for a worker from here on, and no other's."""
+        library.core().tfdist_server_join(self.server, self.number, rank, client)
+
+    @property
+    def num_shards(self):
+        return len(self._declaration["shards"])
+
+    def description(self):
+        """Returns what a server that is started again needs to make this store anew, for JSON."""
+        num_variables = self._hosted.num_variables if self._hosted else 0
+        counts = {"num_shards": self.num_shards, "num_variables": num_variables}
+        return {"name": self.name, "declaration": self._declaration, "declared_by": self._declared_by, **counts}
+
+    def mark(self):
+        """Returns what differs whenever the store has changed."""
+        core = library.core()
+        block = ctypes.create_string_buffer(core.tfdist_server_save(self.server, self.number, -1, None, 0))
+        core.tfdist_server_save(self.server, self.number, -1, block, len(block))
+        return block.raw
+
+    @contextlib.contextmanager
+    def host_held(self):
+        """While it lasts a hosted optimizer applies nothing, so that it and its parameters stay of one piece."""
+        if self._hosted:
+            library.core().tfdist_server_hold_host(self.server, self.number, 1)
+        try:
+            yield
+        finally:
+            if self._hosted:
+                library.core().tfdist_server_hold_host(self.server, self.number, 0)
+
+    def variables(self):
+        """Yields the bytes of a hosted optimizer's variables, each with one byte before."""
+        for index in range(self._hosted.num_variables if self._hosted else 0):
+            yield b"\0" + self._hosted.read(index, 0, None)  # no block is empty
+
+    def load_variables(self, blocks):
+        """Makes the hosted optimizer what it was, when the parameters are there."""
+        for index, block in enumerate(blocks):
+            self._hosted.write(index, 0, block[1:])
+        if self._hosted:
+            self._hosted.load_parameters()
+
+    def resume(self, offer_seconds, *, is_newest):
+        """Begins to serve after a loading; `is_newest`: what was loaded is newer than what any worker has."""
+        core = library.core()
+        if is_newest:
+            core.tfdist_server_supersede(self.server, self.number)
+        core.tfdist_server_await_offers(self.server, self.number, offer_seconds)
+
     def array(self, shard, slot=0):
         """Returns the address of an array of a shard, or None."""
-        return library.core().tfdist_server_array(self._server, self.number, shard, slot)
+        return library.core().tfdist_server_array(self.server, self.number, shard, slot)
 
     def answer(self, header, value, rank, client):
         """Answers a request of a worker's client about this store, with a header and bytes."""
         core, operation = library.core(), header["op"]
         if operation == "begin":
-            core.tfdist_server_begin_generation(self._server, self.number, header["generation"], header["updates"])
+            core.tfdist_server_begin_generation(self.server, self.number, header["generation"], header["updates"])
             self._set_scalars(header["scalars"])
             if self._hosted:
                 self._hosted.load_parameters()
             return {}, b""
+        if operation == "generation":
+            return {"generation": core.tfdist_server_generation(self.server, self.number)}, b""
         if operation == "active":
-            core.tfdist_server_set_active(self._server, self.number, rank, client, bool(header["active"]))
+            core.tfdist_server_set_active(self.server, self.number, rank, client, bool(header["active"]))
             return {}, b""
         if operation == "scalars":
             return {"scalars": self._scalars(0)[:4]}, b""
@@ -90,7 +144,7 @@ class Store:
 
     def summary(self):
         """Returns the updates, and what every worker did, for JSON."""
-        updates = library.core().tfdist_server_updates(self._server, self.number)
+        updates = library.core().tfdist_server_updates(self.server, self.number)
         return {"updates": updates, "workers": {str(rank): self._record(rank) for rank in range(self._num_workers)}}
 
     def sequence(self, rank):
@@ -106,11 +160,11 @@ class Store:
     def _native_record(self, rank):
         record, counts = library.WorkerRecord(), (ctypes.c_int64 * _STALENESS_AT_MOST)()
         core = library.core()
-        core.tfdist_server_record(self._server, self.number, rank, record, counts, _STALENESS_AT_MOST)
+        core.tfdist_server_record(self.server, self.number, rank, record, counts, _STALENESS_AT_MOST)
         return record, counts
 
     def _scalars(self, shard):
-        return library.core().tfdist_server_scalars(self._server, self.number, shard)
+        return library.core().tfdist_server_scalars(self.server, self.number, shard)
 
     def _set_scalars(self, values):
         for shard in range(len(self._declaration["shards"])):
@@ -128,6 +182,7 @@ class Store:
             is_lazy=options["is_lazy"],
             num_step_weights=len(weights),
             step_weights=weights,
+            recovers=options["recovers"],
             weight_decay=options["weight_decay"],
             average_momentum=options["average_momentum"],
             average_overwrites=options["average_overwrites"],

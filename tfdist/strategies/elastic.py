@@ -24,8 +24,12 @@ class Members:
     def __init__(self, membership):
         self.membership = membership
         self._group = membership.group
-        self.is_joining = membership.incarnation > 0 and len(membership.members) == 1
-        self.position = None  # where a joiner is to go on, see keras_elastic
+        self.is_passing = False  # a joiner passes over what the others have done, which concerns nobody else
+
+    @property
+    def is_joining(self):
+        """Whether this worker has come again and is not a member yet."""
+        return self.membership.is_joining
 
     @property
     def is_chief(self):

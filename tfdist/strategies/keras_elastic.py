@@ -45,7 +45,8 @@ class Fit:
         self._elastic = strategy.elastic
         self.epoch = 0  # Keras's
         self.logs = {}  # of the latest step
-        self._passes_until = None  # (epoch, batch) of what the others are at
+        self._part = None
+        self._passes_until = None  # what the others told of the place where they are
 
     def begin_epoch(self, epoch):
         """To be called by the first of the callbacks."""
@@ -53,6 +54,22 @@ class Fit:
         if self._strategy.is_chief:
             with self._elastic.membership.store() as store:
                 store.set(POSITION, json.dumps([self._strategy.num_fit_calls, epoch]).encode())
+
+    def start_at(self, epoch, step, part):
+        """Begins at a place that another run has left; to be called on all workers, before the first step.
+
+        Args:
+          epoch: int, Keras's.
+          step: int, how many steps of it are done.
+          part: what `Part.state` gave there.
+        """
+        is_inside = part["batch"] == step and step > 0
+        begin = {**part, "batch": step} if is_inside else {**part, "epoch": part["epoch"] + 1, "batch": 0, "missed": []}
+        self._passes_until = {"epoch": epoch, "part": begin}
+
+    def place(self):
+        """Returns where the data of the epoch stand, for JSON; None before the first step."""
+        return self._part.state() if self._part is not None else None
 
     @property
     def is_passing(self):
@@ -65,6 +82,7 @@ class Fit:
         Returns:
           Whether this step is to be passed over.
         """
+        self._part = part
         if self._elastic.is_joining:
             return False
         if self.is_passing:
@@ -78,18 +96,22 @@ class Fit:
         return False
 
     def after_step(self, part, logs):
-        """A joiner has traced the step by taking one alone: now it can join.
+        """A joiner has traced the step by taking one alone: now it joins.
+
+        Returns:
+          Whether it has done so, and is to take this step once more.
 
         Raises:
           FitIsOver: the others are past this `fit`.
         """
         self.logs = logs
         if not self._elastic.is_joining:
-            return
+            return False
         self._elastic.membership.join(self._strategy.num_fit_calls, self._raise_if_over)
-        self._elastic.is_joining = False
         self._passes_until = self._take_over(part)
-        part.batch = 0  # the step alone does not count
+        self._elastic.is_passing = True
+        part.batch = 0
+        return True
 
     def _raise_if_over(self, store):
         number, _ = json.loads(store.try_get(POSITION) or b"[0, 0]")
@@ -97,18 +119,23 @@ class Fit:
             raise FitIsOver
 
     def _pass_over(self, part):
-        epoch, state = self._passes_until
-        if (self.epoch, part.batch) < (epoch, state["batch"]):
-            part.batch += 1
+        meta = self._passes_until
+        if (self.epoch, part.batch) < (meta["epoch"], meta["part"]["batch"]):
+            part.batch += self._model.steps_per_execution
             return True
-        part.go_to(state)
-        self._passes_until = None
+        part.go_to(meta["part"])
+        self._passes_until, self._elastic.is_passing = None, False
+        if "history" not in meta:
+            return False
+        history = self._model.history
+        history.epoch, history.history = list(meta["history"][0]), dict(meta["history"][1])
+        for callback, values in zip(self._callbacks, meta["callbacks"]):
+            vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
         return False
 
     def _hand_over(self, part):
         self._share(self._meta(part) if self._strategy.is_chief else None)
-        for variable in self._variables():
-            self._broadcast(variable)
+        self._broadcast(self._variables())
 
     def _take_over(self, part):
         meta = self._share(None)
@@ -119,13 +146,9 @@ class Fit:
                 f"the model, optimizer and metrics of the worker that joins, rank {self._strategy.rank}, were expected to be "
                 "those of the others. Received: other variables. Run the same script on every worker."
             )
-        for variable in variables:
-            variable.assign(self._broadcast(variable))
-        history = self._model.history
-        history.epoch, history.history = list(meta["history"][0]), dict(meta["history"][1])
-        for callback, values in zip(self._callbacks, meta["callbacks"]):
-            vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
-        return meta["epoch"], meta["part"]
+        for variable, value in zip(variables, self._broadcast(variables)):
+            variable.assign(value)
+        return meta
 
     def _variables(self):
         """Everything that training changes, as `tf.Variable`s, in an order that is the same on all workers."""
@@ -149,11 +172,16 @@ class Fit:
         chief = self._strategy.worker_group.chief
         return json.loads(self._strategy.share_bytes(b"" if value is None else json.dumps(value).encode(), chief))
 
-    def _broadcast(self, variable):
+    def _broadcast(self, variables):
+        """Returns the senior member's values of `variables`."""
         group = self._strategy.worker_group
-        value = np.ascontiguousarray(variable.numpy())
-        shared = group.broadcast(value.reshape(-1).view(np.uint8), root=group.chief, name="state for a worker that joins")
-        return shared.view(value.dtype).reshape(value.shape)
+        values = [variable.numpy() for variable in variables]
+        whole = np.concatenate([np.ravel(value).view(np.uint8) for value in values])
+        whole = group.broadcast(whole, root=group.chief, name="state for a worker that joins")
+        ends = np.cumsum([value.nbytes for value in values])
+        return [
+            whole[end - value.nbytes : end].view(value.dtype).reshape(value.shape) for value, end in zip(values, ends)
+        ]
 
 
     def test_logs(self, model):
@@ -193,6 +221,14 @@ def completed(strategy, body):
         except Incomplete:
             logging.info("tfdist: a worker was lost: evaluating again without it")
     return body()
+
+
+def add_progress_bar(strategy, call, verbose):
+    """Prepares the progress bar of a worker that may become the chief."""
+    from tfdist.strategies import keras_saving
+
+    bar = keras_saving.WhileChief(strategy, keras.callbacks.ProgbarLogger(), verbose=verbose)
+    call["callbacks"] = [bar, *call["callbacks"]]
 
 
 class Progress(keras.callbacks.Callback):

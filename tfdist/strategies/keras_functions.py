@@ -115,8 +115,8 @@ class _ByShares:
         logs = self._call(part.ready())
         steps = self._model.steps_per_execution
         part.done(elastic.step_generation, steps if left is None else min(steps, left))
-        if fit is not None:
-            fit.after_step(part, logs)
+        if fit is not None and fit.after_step(part, logs):
+            return self._train(part)  # this step is that of the others now, or one to pass over
         return logs
 
     def _test(self, part):

@@ -84,6 +84,7 @@ def get_metrics_result(original, model):
 
 
 def _end_epoch(strategy, model):
+    strategy.leave_epoch()
     for optimizer in strategy.optimizers():
         optimizer.pause()
     if not strategy.is_in_step:

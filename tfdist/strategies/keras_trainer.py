@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from tfdist.comm import failures
 from tfdist.data import permutation, py_dataset, uneven
-from tfdist.strategies import keras_elastic, keras_saving, keras_servers, keras_steps
+from tfdist.strategies import keras_elastic, keras_faults, keras_saving, keras_servers, keras_steps
 from tfdist.strategies.keras_functions import refuse_jit, strategy_of
 from tfdist.strategies.replica import AbstractReplicaStrategy
+from tfdist.testing import faults
 
 _LOCAL = threading.local()
 
@@ -187,12 +188,21 @@ def _bind(original, model, args, kwargs):
 
 
 def _be_quiet(strategy, call):
-    if not strategy.is_chief and not isinstance(call["callbacks"], keras.callbacks.CallbackList):
+    if isinstance(call["callbacks"], keras.callbacks.CallbackList):
+        return
+    if strategy.elastic is None and not strategy.is_chief:
+        call["verbose"] = 0
+    elif strategy.elastic is not None and not strategy.is_chief and "epochs" in call and call["verbose"] != 0:
+        verbose, call["verbose"] = call["verbose"], 0
+        keras_elastic.add_progress_bar(strategy, call, verbose)
+    elif strategy.elastic is not None and not strategy.is_chief:
         call["verbose"] = 0
 
 
 def _fit_callbacks(strategy, callbacks, initial_epoch):
     last = [_AgreeOnStart(strategy, initial_epoch)]
+    if faults.are_scheduled():
+        last.append(keras_faults.Faults(strategy))
     if strategy.uses_servers:
         last.append(keras_servers.Training(strategy))
     if isinstance(callbacks, keras.callbacks.CallbackList):

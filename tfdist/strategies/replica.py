@@ -18,6 +18,7 @@ from tfdist.strategies import rows as batch_rows
 from tfdist.strategies import step as replica_step
 from tfdist.strategies.keras_steps import describe, finish
 from tfdist.strategies.replica_context import WeightedReplicaContext
+from tfdist.testing import faults
 
 
 class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
@@ -68,6 +69,11 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
         return self.rank == 0
 
     @property
+    def acts_alone(self):
+        """Whether what this worker does now concerns no other one."""
+        return self.world_size == 1 or (self.elastic is not None and self.elastic.is_passing)
+
+    @property
     def share_of_data(self):
         """`(index, count)`: this worker's place among those that divide the data now."""
         return (self.rank, self.world_size) if self.elastic is None else self.elastic.share_of_data
@@ -79,19 +85,19 @@ class AbstractReplicaStrategy(tf.distribute.Strategy, abc.ABC):
 
     def agree(self, label, values):
         """Raises `MismatchError` on every worker unless `values` (a dict) is the same on all; also a barrier."""
-        if self.world_size > 1:
+        if not self.acts_alone:
             self.worker_group.agree(label, values)
 
     def is_common(self, value):
         """Returns whether `value` (anything with a `repr`) is the same on all workers; also a barrier."""
-        if self.world_size == 1:
+        if self.acts_alone:
             return True
         told = self.worker_group.all_gather_bytes(repr(value).encode())
         return len({text for text in told if text}) == 1  # an empty slot says nothing
 
     def share_bytes(self, value, root=0, name=None):
         """Returns rank `root`'s `value` (bytes) on every worker; with a `name` on those too that come later."""
-        if self.world_size == 1:
+        if self.acts_alone:
             return value
         if self.elastic is not None and self.elastic.is_joining and name:
             return self.elastic.recall(name)
@@ -181,9 +187,10 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
 
     def _create_variable(self, next_creator, **kwargs):
         kwargs.pop("colocate_with", None)
+        faults.reach("variables")
         step = replica_step.current()
         is_alone = getattr(self._local, "is_alone", False) or (step is not None and step.is_alone)
-        if self._world_size > 1 and not is_alone:
+        if not self._container_strategy().acts_alone and not is_alone:
             strategy = self._container_strategy()
             kwargs["initial_value"] = initial_value.from_chief(strategy, kwargs)
         variable = next_creator(**kwargs)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdist import cluster
 from tfdist.data import dealer, uneven
-from tfdist.errors import ConfigurationError
+from tfdist.errors import ConfigurationError, TfdistError
 from tfdist.parameter_server.client import NOT_FINITE, Options
 from tfdist.staleness import weighting
 from tfdist.strategies import hosting, initial_value
@@ -142,6 +142,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         The chief's optimizers hold the global state as well. `fit` does it at the end of every epoch. Call it in a training
         loop of your own before you evaluate or save, on every worker, and when the loop is over.
         """
+        self.leave_epoch()
         for optimizer in self.optimizers():
             optimizer.pause()
         self.barrier("synchronize")
@@ -157,9 +158,14 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     def dealer(self):
         """Returns the `tfdist.data.dealer.Dealer` that hands out the pieces of an epoch, the same one at each call."""
         if self._dealer is None:
-            take = dealer.StoreCounter(cluster.current()) if self.world_size > 1 else None
-            self._dealer = dealer.Dealer(self.world_size, self.rank, take, f"strategy {self._number}")
+            name = f"strategy {self._number}"
+            self._dealer = dealer.Dealer(1) if self.world_size == 1 else dealer.for_job(cluster.current(), name)
         return self._dealer
+
+    def leave_epoch(self):
+        """No worker that comes to the end of its data waits for this one's, which is about to wait for it."""
+        if self._dealer is not None:
+            self._dealer.leave()
 
     def batch_of_step(self, batch_size):
         """Returns the rows of one worker's step for `fit(batch_size=)`: all of it, unless workers are in step or nearly so."""
@@ -180,6 +186,8 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     def close(self):
         """Leaves the servers, and ends those that this worker has started."""
         atexit.unregister(self.close)
+        with contextlib.suppress(AttributeError, TfdistError):
+            self.leave_epoch()
         with contextlib.suppress(AttributeError):
             self.client.close()
             self._stop_servers()

@@ -45,6 +45,11 @@ def reach(phase, step=None):
             perform(fault)
 
 
+def are_scheduled():
+    """Returns whether anything is scheduled for this process."""
+    return _schedule is not None
+
+
 def take(phase, step=None):
     """Returns the list of `Fault`s that are due now, for those who make them happen by themselves. Each is due once."""
     return _schedule.take(phase, step) if _schedule is not None else []

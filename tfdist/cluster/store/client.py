@@ -103,6 +103,25 @@ class StoreClient:
         """Stores bytes under a key unless somebody was first; returns what is there now."""
         return self._request({"op": "claim", "key": key}, bytes(value))[1]
 
+    def take(self, key, record, value, most):
+        """Raises a counter by one and records who did, in one indivisible step.
+
+        Args:
+          key: str, the counter.
+          record: str, another key.
+          value: bytes to store there, each `#` replaced by the new total, in decimal.
+          most: int >= 0; where the new total is more, nothing is recorded.
+
+        Returns:
+          The new total, an int from 1.
+        """
+        return self._request({"op": "take", "key": key, "record": record, "most": int(most)}, bytes(value))[0]["total"]
+
+    def items(self, prefix):
+        """Returns a dict of the keys that start with `prefix` and their values, as they were at one moment."""
+        listing = json.loads(self._request({"op": "items", "key": prefix})[1])
+        return {key: value.encode("latin-1") for key, value in listing.items()}
+
     def delete(self, key):
         """Forgets a key. Returns whether it was set."""
         return self._understood(self._request({"op": "delete", "key": key})[0].get("found"), bool)

@@ -175,6 +175,10 @@ class StoreServer:
                 claimed = self._values.setdefault(key, value)
                 self._changed.notify_all()
                 return {}, claimed
+            elif operation == "take":
+                return self._take(key, header.get("record"), _number(header.get("most"), 0, 2**62), value)
+            elif operation == "items":
+                return _item_list((name, self._values[name]) for name in self._values if name.startswith(key))
             elif operation == "delete":
                 return {"found": self._values.pop(key, None) is not None}, b""
             elif operation == "rejected":
@@ -192,6 +196,15 @@ class StoreServer:
         self._values[key] = str(total).encode()
         self._changed.notify_all()
         return {"total": total}, b""
+
+    def _take(self, key, record, most, value):
+        """Raises a counter by one; where that makes at most `most`, stores `value` under `record` in the same step."""
+        if not isinstance(record, str) or len(record.encode(errors="replace")) > MAX_KEY_BYTES:
+            raise FrameError("a record that is not a string, or too long")
+        reply, rest = self._add(key, 1)
+        if reply.get("total", most + 1) <= most:
+            self._values[record] = value.replace(b"#", str(reply["total"]).encode())
+        return reply, rest
 
 
 def _listen(host, port):
@@ -220,7 +233,15 @@ def _number(value, low, high):
 
 
 def _key_list(names):
-    listing = json.dumps(sorted(names)).encode()
+    return _listing(sorted(names))
+
+
+def _item_list(items):
+    return _listing({name: value.decode("latin-1") for name, value in sorted(items)})
+
+
+def _listing(content):
+    listing = json.dumps(content).encode()
     if len(listing) > MAX_FRAME_BYTES - 1024:
         return {"error": f"A list of keys is expected to fit into a frame. Received: length={len(listing)} bytes. "
                          "Ask for a longer prefix."}, b""  # fmt: skip

@@ -78,9 +78,15 @@ int32_t tfdist_server_serve(tfdist_server* server, int32_t descriptor, int32_t w
   }
 }
 
+void tfdist_server_join(tfdist_server* server, int32_t store, int32_t worker, uint64_t client) {
+  find(server, store)->join(worker, client);
+}
+
 void tfdist_server_begin_generation(tfdist_server* server, int32_t store, uint64_t generation, int64_t updates) {
   find(server, store)->begin_generation(generation, updates);
 }
+
+uint64_t tfdist_server_generation(tfdist_server* server, int32_t store) { return find(server, store)->generation(); }
 
 int64_t tfdist_server_updates(tfdist_server* server, int32_t store) { return find(server, store)->updates(); }
 
@@ -98,17 +104,44 @@ double* tfdist_server_scalars(tfdist_server* server, int32_t store, int32_t shar
   return find(server, store)->shard(static_cast<size_t>(shard)).scalars();
 }
 
+int64_t tfdist_server_save(tfdist_server* server, int32_t store, int32_t shard, void* buffer, int64_t capacity) {
+  auto* target = static_cast<char*>(buffer);
+  const auto room = static_cast<size_t>(capacity);
+  tfdist::Store* found = find(server, store);
+  if (shard < 0) return static_cast<int64_t>(found->save(target, room));
+  return static_cast<int64_t>(found->shard(static_cast<size_t>(shard)).save(target, room));
+}
+
+int32_t tfdist_server_load(tfdist_server* server, int32_t store, int32_t shard, const void* buffer, int64_t bytes) {
+  const auto* source = static_cast<const char*>(buffer);
+  const auto size = static_cast<size_t>(bytes);
+  tfdist::Store* found = find(server, store);
+  const bool is_whole = shard < 0 ? found->load(source, size) : found->shard(static_cast<size_t>(shard)).load(source, size);
+  return is_whole ? TFDIST_OK : TFDIST_MISMATCH;
+}
+
+void tfdist_server_supersede(tfdist_server* server, int32_t store) { find(server, store)->supersede(); }
+
+void tfdist_server_await_offers(tfdist_server* server, int32_t store, double seconds) {
+  find(server, store)->await_offers(seconds);
+}
+
+void tfdist_server_hold_host(tfdist_server* server, int32_t store, int32_t is_held) {
+  std::mutex& host = find(server, store)->host_mutex();
+  is_held ? host.lock() : host.unlock();
+}
+
 int64_t tfdist_server_version(tfdist_server* server, int32_t store, int32_t shard) {
   tfdist::Shard& found = find(server, store)->shard(static_cast<size_t>(shard));
   std::lock_guard<std::mutex> lock(found.mutex);
-  return found.version;
+  return static_cast<int64_t>(found.version & tfdist::kCountMask);
 }
 
 void tfdist_server_record(tfdist_server* server, int32_t store, int32_t worker, tfdist_worker_record* record,
                           int64_t* staleness, int32_t capacity) {
   const tfdist::WorkerRecord found = find(server, store)->record(worker);
   const auto bytes = server->server.transferred(worker);
-  *record = {found.pushes, found.dropped, bytes.first, bytes.second, found.sequence, found.waited_seconds,
+  *record = {found.pushes, found.dropped, bytes.first, bytes.second, find(server, store)->last_sequence(worker), found.waited_seconds,
              found.last_seconds - found.first_seconds, static_cast<int32_t>(found.staleness.size())};
   std::copy_n(found.staleness.begin(), std::min(found.staleness.size(), static_cast<size_t>(capacity)), staleness);
 }
@@ -120,6 +153,19 @@ tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const cha
   } catch (const std::exception&) {
     return nullptr;
   }
+}
+
+void tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake) { client->client.recover(seconds, wake); }
+
+int32_t tfdist_client_is_lost(tfdist_client* client, int32_t server) { return client->client.is_lost(server); }
+
+void tfdist_client_reconnect(tfdist_client* client, int32_t server, const int32_t* sockets, const int32_t* numbers,
+                             int32_t num_stores) {
+  client->client.reconnect(server, sockets, numbers, num_stores);
+}
+
+void tfdist_client_set_mirror(tfdist_client* client, tfdist_client* mirror) {
+  client->client.set_mirror(mirror == nullptr ? nullptr : &mirror->client);
 }
 
 int64_t tfdist_client_id(tfdist_client* client) { return client->id; }

@@ -10,7 +10,6 @@ namespace tfdist {
 namespace {
 
 constexpr int kPartsAtMost = 512;        // of one system call
-constexpr double kPatienceFactor = 1.25;  // the server, which knows who is missing, is to speak first
 
 std::vector<int32_t> selection(const tfdist_exchange& call) {
   std::vector<int32_t> tensors;
@@ -36,8 +35,9 @@ Client::Client(int rank, int num_servers, const char* const* addresses, const in
       row_sides_(static_cast<size_t>(num_servers)) {
   for (int server = 0; server < num_servers; ++server) {
     const double patience_seconds = kPatienceFactor * timeout_seconds;
-    channels_.push_back(std::make_unique<Channel>(sockets[2 * server], patience_seconds));
-    row_channels_.push_back(std::make_unique<Channel>(sockets[2 * server + 1], patience_seconds));
+    links_.emplace_back();
+    links_.back().data = std::make_shared<Channel>(sockets[2 * server], patience_seconds);
+    links_.back().rows = std::make_shared<Channel>(sockets[2 * server + 1], patience_seconds);
   }
 }
 
@@ -52,17 +52,34 @@ int Client::add_store(const tfdist_client_store& description) {
       store->tensors.back().parts.push_back({part.server, shard, part.begin, part.elements});
     }
   }
-  store->sides.resize(channels_.size());
-  for (size_t server = 0; server < channels_.size(); ++server) {
+  const size_t words = stamp_words(static_cast<size_t>(description.num_workers));
+  store->num_workers = static_cast<size_t>(description.num_workers);
+  store->sides.resize(addresses_.size());
+  for (const ClientTensor& tensor : store->tensors) {
+    for (const Part& part : tensor.parts) {
+      size_t& num_shards = store->sides[static_cast<size_t>(part.server)].num_shards;
+      num_shards = std::max(num_shards, size_t{part.shard} + 1);
+    }
+  }
+  for (size_t server = 0; server < addresses_.size(); ++server) {
     Side& side = store->sides[server];
-    side.store = static_cast<uint32_t>(description.numbers[server]);
+    side.store_stamp.resize(words);
+    side.stamps.resize(side.num_shards * words);
+    side.arrived_store_stamp = side.store_stamp;
+    side.arrived = side.stamps;
     const int window = description.windows == nullptr ? -1 : description.windows[server];
     side.is_shared = window >= 0;
     side.window = Memory(static_cast<size_t>(description.window_bytes[server]), window);
   }
   store->sequence = description.sequence;
   std::lock_guard<std::mutex> lock(stores_mutex_);
+  store->number = stores_.size();
   stores_.push_back(std::move(store));
+  std::lock_guard<std::mutex> links_lock(links_mutex_);
+  for (size_t server = 0; server < links_.size(); ++server) {
+    links_[server].numbers.push_back(static_cast<uint32_t>(description.numbers[server]));
+    stores_.back()->sides[server].offered_epoch = links_[server].epoch;
+  }
   return static_cast<int>(stores_.size()) - 1;
 }
 
@@ -76,18 +93,22 @@ void Client::begin_generation(int index, uint64_t generation, int64_t updates) {
   Store* store = find(index);
   store->generation = generation;
   store->is_in_flight = false;
-  for (Side& side : store->sides) side.updates = updates;
+  for (Side& side : store->sides) {  // no copy of the parameters before is worth anything
+    side.updates = updates;
+    std::fill(side.stamps.begin(), side.stamps.end(), 0);
+    std::fill(side.store_stamp.begin(), side.store_stamp.end(), 0);
+  }
 }
 
-int Client::send(Side* side, size_t server, const RequestHeader& header) {
-  iovec parts[kPartsAtMost] = {{const_cast<RequestHeader*>(&header), sizeof(header)},
+int Client::send(Side* side) {
+  iovec parts[kPartsAtMost] = {{&side->header, sizeof(side->header)},
                                {side->entries.data(), side->entries.size() * sizeof(Entry)},
                                {side->rows.data(), side->rows.size()}};
   int count = 3;
-  Channel& channel = *channels_[server];
+  Channel& channel = *side->channel;
   for (size_t i = 0; i < side->pieces.size() && !side->is_shared; ++i) {
     const Piece& piece = side->pieces[i];
-    if (piece.gradient == nullptr) continue;
+    if (!pushes_dense(*side, piece)) continue;
     if (count == kPartsAtMost) {
       const int code = code_of(&channel, channel.send(parts, count));
       if (code != TFDIST_OK) return code;
@@ -100,9 +121,8 @@ int Client::send(Side* side, size_t server, const RequestHeader& header) {
 
 int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const tfdist_exchange* call) {
   Side& side = store->sides[server];
-  RequestHeader header;
+  RequestHeader& header = side.header = RequestHeader{};
   header.kind = kind;
-  header.store = side.store;
   header.num_entries = static_cast<uint32_t>(side.entries.size());
   header.slot = slot;
   header.generation = store->generation;
@@ -114,15 +134,22 @@ int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const t
     if (call->is_sum) header.flags |= kSum;
   }
   if (side.is_shared) header.flags |= kShared;
+  if (recovers(*store) && slot == 0 && kind != RequestKind::kWrite) header.flags |= kStamped;
   header.row_bytes = side.rows.size();
   header.dense_bytes = side.dense_bytes;
-  header.check = check_of(header);
   side.is_asked = true;
-  if (side.is_shared || call == nullptr || !call->prefetch) return send(&side, server, header);
-  side.pending = std::async(std::launch::async, [this, &side, server, header] {
-    int code = send(&side, server, header);
-    if (code == TFDIST_OK) code = receive_header(&side, channels_[server].get());
-    return code == TFDIST_OK ? receive_pieces(&side, channels_[server].get(), true) : code;
+  const bool is_prefetch = call != nullptr && call->prefetch != 0;
+  side.is_kept = false;
+  const bool is_mirrored = is_mirror_ || mirror_ != nullptr;  // a server may be restored to less than this worker has seen
+  if (recovers(*store) && call != nullptr && (is_prefetch || (is_mirrored && side.is_shared))) keep(&side);
+  int code = address(store, server, false);
+  if (code == TFDIST_OK && (side.is_shared || !is_prefetch)) code = send(&side);
+  side.is_unsent = code == TFDIST_SERVER_LOST && recovers(*store);
+  if (side.is_unsent || code != TFDIST_OK || side.is_shared || !is_prefetch) return side.is_unsent ? TFDIST_OK : code;
+  side.pending = std::async(std::launch::async, [this, store, &side] {
+    int sent = send(&side);
+    if (sent == TFDIST_OK) sent = receive_header(&side, side.channel.get());
+    return sent == TFDIST_OK ? receive_pieces(store, &side, true) : sent;
   });
   return TFDIST_OK;
 }
@@ -141,7 +168,12 @@ int Client::receive_header(Side* side, Channel* channel) {
   const bool is_sound = side->reply.magic == kReplyMagic && side->reply.check == check_of(side->reply) &&
                         side->reply.text_bytes <= kReplyTextBytesAtMost;
   if (!is_sound) return misunderstood(side, channel);
-  if (side->reply.code == TFDIST_OK) return TFDIST_OK;
+  if (side->reply.code == TFDIST_OK) {
+    const size_t bytes = side->arrived_store_stamp.size() * sizeof(uint64_t);
+    if (side->reply.text_bytes == 0) return TFDIST_OK;
+    if (side->reply.text_bytes != bytes) return misunderstood(side, channel);
+    return code_of(channel, channel->receive(side->arrived_store_stamp.data(), bytes));
+  }
   std::string text(side->reply.text_bytes, ' ');
   const int received = code_of(channel, channel->receive(&text[0], text.size()));
   side->text = text;
@@ -149,39 +181,61 @@ int Client::receive_header(Side* side, Channel* channel) {
 }
 
 // To where they belong, or to the window.
-int Client::receive_pieces(Side* side, Channel* channel, bool to_window) {
+int Client::receive_pieces(Store* store, Side* side, bool to_window) {
+  Channel* channel = side->channel.get();
+  const bool is_stamped = (side->header.flags & kStamped) != 0;
+  Stamp stamp(stamp_words(store->num_workers));
   uint64_t reach = 0;
-  const auto reach_to = [&](size_t end) {
-    int code = TFDIST_OK;
-    while (reach < end && code == TFDIST_OK) code = code_of(channel, channel->receive(&reach, sizeof(reach)));
+  size_t next = 0;  // whose stamp follows
+  const auto receive_stamp = [&](const Piece& piece) {
+    const int code = code_of(channel, channel->receive(stamp.data(), stamp.size() * sizeof(uint64_t)));
+    if (code == TFDIST_OK) take_stamp(side, piece, stamp, to_window);
     return code;
   };
-  for (const Piece& piece : side->pieces) {
+  const auto reach_to = [&](size_t end) {
+    int code = TFDIST_OK;
+    while (reach < end && code == TFDIST_OK) {
+      code = code_of(channel, channel->receive(&reach, sizeof(reach)));
+      for (; is_stamped && next < side->pieces.size() && side->pieces[next].offset < reach; ++next) {
+        const Piece& piece = side->pieces[next];
+        if (piece.fresh != nullptr && piece.bytes > 0 && code == TFDIST_OK) code = receive_stamp(piece);
+      }
+    }
+    return code;
+  };
+  for (Piece& piece : side->pieces) {
     if (piece.fresh == nullptr) continue;
     char* window = side->window.data() + piece.offset;
+    int code = TFDIST_OK;
     if (!side->is_shared) {
-      const int code = code_of(channel, channel->receive(to_window ? window : piece.fresh, piece.bytes));
-      if (code != TFDIST_OK) return code;
-      continue;
+      if (piece.state == Piece::State::kHere) piece.state = Piece::State::kSpent;  // until it is whole again
+      code = code_of(channel, channel->receive(to_window ? window : piece.fresh, piece.bytes));
+      if (code == TFDIST_OK && is_stamped && piece.bytes > 0) code = receive_stamp(piece);
+    } else {
+      code = reach_to(piece.offset + piece.bytes);
+      if (code == TFDIST_OK && !to_window) copy_bytes(piece.fresh, window, piece.bytes);
     }
-    const int code = reach_to(piece.offset + piece.bytes);
     if (code != TFDIST_OK) return code;
-    if (!to_window) copy_bytes(piece.fresh, window, piece.bytes);
+    piece.state = Piece::State::kHere;
   }
   return side->is_shared ? reach_to(side->reply.dense_bytes) : TFDIST_OK;
 }
 
 // Every server that was asked is listened to, even if another has failed: the next answer must be the next one's.
-void Client::receive_all(Store* store, bool is_of_parameters, Failure* failure) {
+void Client::receive_all(Store* store, bool is_of_parameters, const tfdist_exchange* call, Failure* failure) {
   for (size_t server = 0; server < store->sides.size(); ++server) {
     Side& side = store->sides[server];
     if (!side.is_asked) continue;
     side.is_asked = false;
-    int code = receive_header(&side, channels_[server].get());
-    if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), false);
+    int code = side.is_unsent ? TFDIST_SERVER_LOST : receive_header(&side, side.channel.get());
+    if (code == TFDIST_OK) code = receive_pieces(store, &side, false);
+    if (code == TFDIST_SERVER_LOST) code = redo(store, server, false, call);
     failure->add(code, server, side);
     if (code == TFDIST_OK) side.last = side.reply;
-    if (code == TFDIST_OK && is_of_parameters) side.updates = side.reply.updates;
+    if (code == TFDIST_OK && is_of_parameters) {
+      side.updates = side.reply.updates;
+      side.store_stamp = side.arrived_store_stamp;
+    }
   }
 }
 
@@ -202,7 +256,11 @@ int Client::fail(const Failure& failure, tfdist_exchange_result* result) const {
   result->server = static_cast<int32_t>(failure.server);
   std::string cause = failure.text, remedy;
   if (failure.code == TFDIST_SERVER_LOST) {
-    cause = "its connection is closed";
+    char text[96] = "its connection is closed";
+    if (recovery_seconds_ > 0) {
+      std::snprintf(text, sizeof(text), "it is lost and did not come back within timeout %g s", recovery_seconds_);
+    }
+    cause = text;
     remedy = " See its output for why it ended.";
   } else if (failure.code == TFDIST_TIMEOUT && cause.empty()) {
     char text[96];
@@ -228,20 +286,21 @@ int Client::not_finite(const Store& store, int32_t tensor, tfdist_exchange_resul
   return TFDIST_NOT_FINITE;
 }
 
-Client::Failure Client::settle(Store* store) {
+Client::Failure Client::settle(Store* store, const tfdist_exchange* call) {
   Failure failure = store->late;
   store->late = Failure{};
   for (size_t server = 0; server < store->sides.size(); ++server) {
     Side& side = store->sides[server];
     if (!side.is_asked) continue;
     side.is_asked = false;
-    int code = TFDIST_OK;
+    int code = side.is_unsent ? TFDIST_SERVER_LOST : TFDIST_OK;
     if (side.pending.valid()) {
       code = side.pending.get();
-    } else {
-      code = receive_header(&side, channels_[server].get());
-      if (code == TFDIST_OK) code = receive_pieces(&side, channels_[server].get(), true);
+    } else if (code == TFDIST_OK) {
+      code = receive_header(&side, side.channel.get());
+      if (code == TFDIST_OK) code = receive_pieces(store, &side, true);
     }
+    if (code == TFDIST_SERVER_LOST) code = redo(store, server, true, call);
     if (code == TFDIST_OK) side.last = side.reply;
     failure.add(code, server, side);
   }
@@ -249,7 +308,7 @@ Client::Failure Client::settle(Store* store) {
   return failure;
 }
 
-Client::Failure Client::settle_all(Store* store) {
+Client::Failure Client::settle_all(Store* store, const tfdist_exchange* call) {
   std::vector<Store*> others;
   {
     std::lock_guard<std::mutex> lock(stores_mutex_);
@@ -258,10 +317,10 @@ Client::Failure Client::settle_all(Store* store) {
     }
   }
   for (Store* other : others) {
-    Failure failure = settle(other);
+    Failure failure = settle(other, nullptr);
     if (!failure.is_none()) other->late = std::move(failure);
   }
-  return settle(store);
+  return settle(store, call);
 }
 
 void Client::ask_all(Store* store, RequestKind kind, int slot, const tfdist_exchange* call, Failure* failure) {
@@ -288,7 +347,7 @@ void Client::leave_in_flight(Store* store, std::vector<int32_t> chosen, bool swa
 int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  Failure failure = settle_all(store);
+  Failure failure = settle_all(store, &call);
   if (!failure.is_none()) return conclude(*store, failure, result);
   for (int32_t i = 0; i < call.num_rows; ++i) {
     const ClientTensor& tensor = store->tensors[static_cast<size_t>(call.rows[i].tensor)];
@@ -299,6 +358,7 @@ int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_res
   store->is_in_flight = false;
   lay_out(store, call, call.is_pushed ? kPush | kPull : kPull);
   const int32_t culprit = fill_all(*store, call, swaps);
+  if (swaps) promote_stamps(store);
   const bool is_bad = culprit >= 0 && call.not_finite != TFDIST_PASS;
   if (is_bad && call.not_finite == TFDIST_RAISE) {
     conclude(*store, failure, result);
@@ -309,8 +369,11 @@ int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_res
   ++store->sequence;
   tfdist_exchange sent = call;
   if (is_bad) sent.weight = 0;
+  const bool pushes = call.is_pushed && !(is_bad && !call.is_synchronous);
+  if (mirror_ != nullptr) mirror_->start(index, sent, pushes, &failure);
   ask_all(store, RequestKind::kExchange, 0, &sent, &failure);
-  if (!call.prefetch) receive_all(store, true, &failure);
+  if (!call.prefetch) receive_all(store, true, &sent, &failure);
+  if (mirror_ != nullptr) mirror_->finish(index, &failure);
   if (call.prefetch && failure.is_none()) leave_in_flight(store, std::move(chosen), swaps);
   const int code = conclude(*store, failure, result);
   result->is_skipped = is_bad;
@@ -320,7 +383,7 @@ int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_res
 int Client::flush(int index, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  const Failure failure = settle(store);
+  const Failure failure = settle(store, nullptr);
   store->is_in_flight = false;
   return conclude(*store, failure, result);
 }
@@ -329,7 +392,7 @@ int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans,
                      tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  Failure failure = settle_all(store);
+  Failure failure = settle_all(store, nullptr);
   if (!failure.is_none()) return conclude(*store, failure, result);
   store->is_in_flight = false;
   std::vector<tfdist_exchange_dense> dense;
@@ -343,13 +406,20 @@ int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans,
   lay_out(store, call, writes ? kPush : kPull);
   if (writes) fill_all(*store, call, false);
   ask_all(store, writes ? RequestKind::kWrite : RequestKind::kRead, slot, nullptr, &failure);
-  receive_all(store, slot == 0, &failure);
+  receive_all(store, slot == 0 && !writes, nullptr, &failure);
   return conclude(*store, failure, result);
 }
 
 void Client::close() {
-  for (auto& channel : channels_) channel->shut_down();
-  for (auto& channel : row_channels_) channel->shut_down();
+  {
+    std::lock_guard<std::mutex> lock(links_mutex_);
+    is_closed_ = true;
+    for (Link& link : links_) {
+      link.data->shut_down();
+      link.rows->shut_down();
+    }
+    links_changed_.notify_all();
+  }
   std::lock_guard<std::mutex> lock(mutex_);
   for (auto& store : stores_) {
     for (Side& side : store->sides) {

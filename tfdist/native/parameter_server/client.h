@@ -3,6 +3,7 @@
 #define TFDIST_PARAMETER_SERVER_CLIENT_H_
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <future>
 #include <memory>
@@ -33,11 +34,19 @@ struct ClientTensor {
 
 // A part's place in the window of its server, and the worker's memory that belongs to it.
 struct Piece {
+  // Of a request that may have to be sent again: its gradient is there; or the answer to it is, and mostly lies where the
+  // gradient was; or neither is whole.
+  enum class State { kAsked, kHere, kSpent };
+
   int32_t tensor;
-  size_t offset, bytes;
+  uint32_t shard;
+  size_t entry;          // of the request
+  size_t begin;          // in the tensor, bytes
+  size_t offset, bytes;  // in the window
   const char* gradient;  // null: nothing dense is pushed
   const char* current;
   char* fresh;           // null: nothing is pulled
+  State state = State::kAsked;
 };
 
 // Rows that are asked for, by part of the tensor: their numbers within the part, and their places in the answer.
@@ -63,10 +72,26 @@ class Client {
                 tfdist_exchange_result* result);
   void close();
 
+  // See tfdist.h.
+  void recover(double seconds, int wake);
+  void reconnect(int server, const int* sockets, const int32_t* numbers, int num_stores);
+  bool is_lost(int server);
+  void set_mirror(Client* mirror);
+
  private:
+  // The connections with a server. They are replaced when it has been started again.
+  struct Link {
+    std::shared_ptr<Channel> data, rows;
+    uint64_t epoch = 0;  // how often
+    bool is_lost = false;
+    std::vector<uint32_t> numbers;  // of the stores there
+  };
   // A request to one server, and its answer.
   struct Side {
-    uint32_t store = 0;  // its number there
+    std::shared_ptr<Channel> channel;  // on which it goes
+    uint64_t epoch = 0;                // of that connection
+    uint64_t offered_epoch = 0;        // the last to which was said what this worker has
+    RequestHeader header;
     std::vector<Entry> entries;
     std::vector<Piece> pieces;
     std::vector<char> rows;
@@ -79,6 +104,14 @@ class Client {
     std::string text;
     std::future<int> pending;  // reads the answer into the window, where memory is not shared
     bool is_asked = false;
+    bool is_unsent = false;  // the connection broke while it was asked
+
+    // What is known of the parameters that this worker uses, and of those that lie in the window.
+    size_t num_shards = 0;
+    Stamp store_stamp, stamps, arrived_store_stamp, arrived;
+    Memory kept;  // gradients: the window is that of the answer, too
+    bool is_kept = false;
+    bool offers = false;  // what the pieces tell as current is what this worker was sent
   };
   // The first that went wrong in a call.
   struct Failure {
@@ -94,12 +127,29 @@ class Client {
     std::vector<ClientTensor> tensors;
     std::vector<Side> sides;  // one a server
     uint64_t generation = 0, sequence = 0;
+    size_t num_workers = 0;  // 0: it does not stand the loss of a server
+    size_t number = 0;
     bool is_in_flight = false;
     std::vector<int32_t> in_flight;  // what it is of
     Failure late;                    // of a push whose answer came while another store was served
   };
 
   Store* find(int store);
+  bool recovers(const Store& store) const { return recovery_seconds_ > 0 && store.num_workers > 0; }
+  int address(Store* store, size_t server, bool to_window);  // the request, to the server as it is now
+  std::shared_ptr<Channel> row_channel(size_t server, uint64_t* epoch, uint32_t* number, size_t store);
+  void report(size_t server, uint64_t epoch);       // its connection is broken
+  bool await_link(size_t server, uint64_t epoch);   // until there is a newer one
+  int redo(Store* store, size_t server, bool to_window, const tfdist_exchange* call);
+  int offer(Store* store, size_t server, bool to_window);
+  static void keep(Side* side);
+  static void refill(Side* side);
+  static void rebind(Side* side, const tfdist_exchange* call);
+  static void take_stamp(Side* side, const Piece& piece, const Stamp& stamp, bool to_window);
+  static void promote_stamps(Store* store);  // what lay in the windows is what this worker uses
+  static bool pushes_dense(const Side& side, const Piece& piece);
+  void start(int store, const tfdist_exchange& call, bool pushes, Failure* failure);
+  void finish(int store, Failure* failure);
   void ask_for_rows(const Store& store, const ClientTensor& tensor, const Wanted& wanted, Failure* failure);
   void receive_rows(const ClientTensor& tensor, const Wanted& wanted, char* target, Failure* failure);
   void lay_out(Store* store, const tfdist_exchange& call, uint16_t flags);
@@ -108,13 +158,14 @@ class Client {
   static int32_t fill_all(const Store& store, const tfdist_exchange& call, bool swaps);
   int ask(Store* store, size_t server, RequestKind kind, int slot, const tfdist_exchange* call);
   void ask_all(Store* store, RequestKind kind, int slot, const tfdist_exchange* call, Failure* failure);
-  int send(Side* side, size_t server, const RequestHeader& header);
+  int send(Side* side);
   int misunderstood(Side* side, Channel* channel);
   int receive_header(Side* side, Channel* channel);
-  int receive_pieces(Side* side, Channel* channel, bool to_window);
-  void receive_all(Store* store, bool is_of_parameters, Failure* failure);
-  Failure settle(Store* store);      // reads all answers that are under way into the windows
-  Failure settle_all(Store* store);  // those of other stores too: they come on the same connections
+  int receive_pieces(Store* store, Side* side, bool to_window);
+  void receive_all(Store* store, bool is_of_parameters, const tfdist_exchange* call, Failure* failure);
+  // Reads all answers that are under way into the windows. `call`: null, or what this worker has now.
+  Failure settle(Store* store, const tfdist_exchange* call);
+  Failure settle_all(Store* store, const tfdist_exchange* call);  // those of other stores too: they come on the same connections
   void leave_in_flight(Store* store, std::vector<int32_t> chosen, bool swaps);
   int conclude(const Store& store, const Failure& failure, tfdist_exchange_result* result) const;
   int fail(const Failure& failure, tfdist_exchange_result* result) const;
@@ -126,13 +177,22 @@ class Client {
   const double timeout_seconds_;
   std::vector<std::string> addresses_;
 
-  std::vector<std::unique_ptr<Channel>> channels_, row_channels_;
   std::vector<std::unique_ptr<Store>> stores_;
   std::mutex mutex_;         // one exchange at a time
   std::mutex row_mutex_;     // one request for rows at a time
   std::mutex stores_mutex_;  // guards the list of stores
   std::vector<Side> row_sides_;
+  double recovery_seconds_ = 0;
+  int wake_ = -1;
+  Client* mirror_ = nullptr;
+  bool is_mirror_ = false;
+  std::mutex links_mutex_;  // guards what follows
+  std::condition_variable links_changed_;
+  std::vector<Link> links_;
+  bool is_closed_ = false;
 };
+
+constexpr double kPatienceFactor = 1.25;  // the server, which knows who is missing, is to speak first
 
 // A connection on which something did not come in time is shut: it would come as the next answer.
 int code_of(Channel* channel, Channel::Result result);

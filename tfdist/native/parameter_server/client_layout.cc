@@ -20,6 +20,7 @@ void Client::lay_out(Store* store, const tfdist_exchange& call, uint16_t flags) 
     side.pieces.clear();
     side.rows.clear();
     side.dense_bytes = 0;
+    side.offers = call.offers != 0;
   }
   for (int32_t i = 0; i < call.num_dense; ++i) {
     const tfdist_exchange_dense& dense = call.dense[i];
@@ -34,7 +35,8 @@ void Client::lay_out(Store* store, const tfdist_exchange& call, uint16_t flags) 
       side.entries.push_back(Entry{part.shard, EntryKind::kDense, flags, 0});
       const char* gradient = (flags & kPush) ? at(dense.gradient, begin) : nullptr;
       char* fresh = (flags & kPull) ? at(dense.fresh, begin) : nullptr;
-      side.pieces.push_back(Piece{dense.tensor, side.dense_bytes, bytes, gradient, at(dense.current, begin), fresh});
+      side.pieces.push_back(Piece{dense.tensor, part.shard, side.entries.size() - 1, begin, side.dense_bytes, bytes, gradient,
+                                  at(dense.current, begin), fresh});
       side.dense_bytes += aligned(bytes);
     }
   }
@@ -67,9 +69,10 @@ void Client::add_rows(Store* store, const tfdist_exchange_rows& rows, uint16_t f
     side.entries.push_back(Entry{part.shard, EntryKind::kRows, entry_flags, static_cast<int64_t>(count)});
     if (!pulls) continue;
     const size_t offset = static_cast<size_t>(part.begin) * size, bytes = static_cast<size_t>(part.elements) * size;
-    const char* current = static_cast<const char*>(rows.current) + offset;
+    const char* current = rows.current == nullptr ? nullptr : static_cast<const char*>(rows.current) + offset;
     char* fresh = static_cast<char*>(rows.fresh) + offset;
-    side.pieces.push_back(Piece{rows.tensor, side.dense_bytes, bytes, nullptr, current, fresh});
+    side.pieces.push_back(Piece{rows.tensor, part.shard, side.entries.size() - 1, offset, side.dense_bytes, bytes, nullptr,
+                                current, fresh});
     side.dense_bytes += aligned(bytes);
   }
 }

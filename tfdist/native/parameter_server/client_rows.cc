@@ -50,10 +50,16 @@ int Client::pull_rows(int index, int tensor_index, const int64_t* rows, int64_t 
   const ClientTensor& tensor = store->tensors[static_cast<size_t>(tensor_index)];
   if (!check_rows(tensor, rows, num_rows, result)) return TFDIST_INVALID;
   const Wanted wanted = choose(tensor, rows, num_rows);
-  Failure failure;
-  ask_for_rows(*store, tensor, wanted, &failure);
-  receive_rows(tensor, wanted, static_cast<char*>(target), &failure);
-  return failure.is_none() ? TFDIST_OK : fail(failure, result);
+  for (;;) {
+    Failure failure;
+    ask_for_rows(*store, tensor, wanted, &failure);
+    receive_rows(tensor, wanted, static_cast<char*>(target), &failure);
+    if (failure.is_none()) return TFDIST_OK;
+    if (failure.code != TFDIST_SERVER_LOST || !recovers(*store)) return fail(failure, result);
+    const uint64_t epoch = row_sides_[failure.server].epoch;
+    report(failure.server, epoch);
+    if (!await_link(failure.server, epoch)) return fail(failure, result);
+  }
 }
 
 // Asks all, before any is listened to: the servers work at the same time.
@@ -64,15 +70,15 @@ void Client::ask_for_rows(const Store& store, const ClientTensor& tensor, const 
     Entry entry{tensor.parts[p].shard, EntryKind::kRows, 0, static_cast<int64_t>(wanted.rows[p].size())};
     RequestHeader header;
     header.kind = RequestKind::kRows;
-    header.store = store.sides[server].store;
+    Side& side = row_sides_[server];
+    side.channel = row_channel(server, &side.epoch, &header.store, store.number);
     header.num_entries = 1;
     header.row_bytes = wanted.rows[p].size() * sizeof(int64_t);
     header.check = check_of(header);
     iovec parts[3] = {{&header, sizeof(header)},
                       {&entry, sizeof(entry)},
                       {const_cast<int64_t*>(wanted.rows[p].data()), header.row_bytes}};
-    Side& side = row_sides_[server];
-    const int code = code_of(row_channels_[server].get(), row_channels_[server]->send(parts, 3));
+    const int code = code_of(side.channel.get(), side.channel->send(parts, 3));
     side.is_asked = code == TFDIST_OK;
     failure->add(code, server, side);
   }
@@ -85,7 +91,7 @@ void Client::receive_rows(const ClientTensor& tensor, const Wanted& wanted, char
     Side& side = row_sides_[server];
     if (!side.is_asked || wanted.rows[p].empty()) continue;
     side.is_asked = false;
-    Channel* channel = row_channels_[server].get();
+    Channel* channel = side.channel.get();
     int code = receive_header(&side, channel);
     const std::vector<int64_t>& positions = wanted.positions[p];
     if (code == TFDIST_OK && side.reply.row_bytes != padded(positions.size() * row_bytes)) code = misunderstood(&side, channel);

@@ -40,6 +40,7 @@ bool Connection::serve_one() {
     case RequestKind::kRead:
     case RequestKind::kWrite: return read_or_write();
     case RequestKind::kRows: return send_rows();
+    case RequestKind::kOffer: return take_offer();
   }
   return false;
 }
@@ -54,6 +55,7 @@ bool Connection::receive_request() {
                          header.row_bytes <= kRowBytesAtMost && header.base >= 0;
   if (!is_header) return give_up("its header");
   push_.worker = worker_;
+  push_.client = client_;
   push_.entries.resize(header.num_entries);
   if (!done(channel_->receive(push_.entries.data(), header.num_entries * sizeof(Entry)))) return false;
   if (!is_sound()) return give_up("its list of tensors");
@@ -87,12 +89,14 @@ bool Connection::is_sound() const {
     if (entry.shard >= store_->num_shards() || entry.num_rows < 0 || entry.num_rows > kRowsAtMost) return false;
     if (!is_rows && (entry.kind != EntryKind::kDense || entry.num_rows != 0)) return false;
     if (!is_exchange && is_rows != (kind == RequestKind::kRows)) return false;
+    if (kind == RequestKind::kOffer && (entry.flags & ~kPush) != 0) return false;
     if (kind == RequestKind::kRead && entry.flags != kPull) return false;
     if (kind == RequestKind::kWrite && entry.flags != kPush) return false;
     if (kind == RequestKind::kRows && entry.flags != 0) return false;
     row_bytes += bytes_of_rows(entry);
     if (row_bytes > kRowBytesAtMost) return false;
   }
+  if (kind == RequestKind::kOffer) row_bytes = (1 + push_.entries.size()) * words() * sizeof(uint64_t);
   return row_bytes == push_.header.row_bytes;
 }
 
@@ -171,47 +175,60 @@ bool Connection::exchange() {
                                     std::to_string(store_->generation()));
   }
   if (!check_rows(&text)) return refuse(TFDIST_INVALID, text);
+  store_->wait_until_whole();
   const bool pushes = std::any_of(push_.entries.begin(), push_.entries.end(),
                                   [](const Entry& entry) { return (entry.flags & kPush) != 0; });
   if (!pushes) return answer(Outcome{});
   if (store_->mode == TFDIST_SYNCHRONOUS) return answer(store_->contribute(&push_, server_->timeout_seconds()));
   Outcome outcome = store_->begin(push_);
-  if (outcome.is_repeated) return answer(outcome);
+  if (outcome.code != TFDIST_OK) return answer(outcome);
   if (store_->is_hosted()) {
-    store_->apply_hosted(push_, &outcome);
+    store_->apply_hosted(push_, {Source{worker_, push_.header.sequence}}, &outcome);
   } else if (!store_->must_wait(worker_)) {
     return apply_and_send(outcome);
   } else {
     for (size_t i = 0; i < push_.entries.size(); ++i) apply(outcome, i, nullptr);
   }
-  store_->finish(worker_);
+  finish(outcome);
   if (outcome.code == TFDIST_OK) store_->wait_for_slower(worker_, server_->timeout_seconds(), &outcome);
   return answer(outcome);
 }
 
+// Of a push that has counted before, each shard applies what it lacks: its server may have been restored since.
 void Connection::apply(const Outcome& begun, size_t entry, char* fresh) {
-  if ((push_.entries[entry].flags & kPush) != 0) {
-    store_->apply(push_, begun, entry, fresh);
+  uint64_t* stamp = fresh != nullptr ? stamp_of(entry) : nullptr;
+  if (is_pushed(push_.entries[entry])) {
+    store_->apply(push_, begun, entry, fresh, stamp);
   } else if (fresh != nullptr) {
-    store_->shard(push_.entries[entry].shard).read(worker_, fresh, 0);
+    store_->shard(push_.entries[entry].shard).read(worker_, fresh, 0, stamp);
   }
+}
+
+void Connection::finish(const Outcome& begun) {
+  if (!begun.is_repeated) store_->finish(worker_);
+}
+
+uint64_t* Connection::stamp_of(size_t entry) {
+  if (!is_stamped()) return nullptr;
+  stamps_.resize(push_.entries.size() * words());
+  return stamps_.data() + entry * words();
 }
 
 // An update that has begun is applied to its end, whether or not the worker still listens.
 bool Connection::apply_and_send(const Outcome& begun) {
   bool listens = reply(begun, 0, push_.header.dense_bytes);
   listens = send_in_parts(listens, [&](size_t i) { apply(begun, i, pulls(i) ? push_.window + offsets_[i] : nullptr); });
-  store_->finish(worker_);
+  finish(begun);
   return listens;
 }
 
 // The parameters as they are now.
 bool Connection::answer(Outcome outcome) {
   if (outcome.code != TFDIST_OK) return refuse(outcome.code, outcome.text);
-  outcome.updates = store_->updates();
+  store_->stamp(&outcome);
   if (!reply(outcome, 0, push_.header.dense_bytes)) return false;
   return send_in_parts(true, [&](size_t i) {
-    if (pulls(i)) store_->shard(push_.entries[i].shard).read(worker_, push_.window + offsets_[i], 0);
+    if (pulls(i)) store_->shard(push_.entries[i].shard).read(worker_, push_.window + offsets_[i], 0, stamp_of(i));
   });
 }
 
@@ -230,20 +247,27 @@ bool Connection::send_in_parts(bool listens, Make make) {
   return listens;
 }
 
-// In shared memory a word tells how far the answer reaches; else the answer itself follows.
+// In shared memory a word tells how far the answer reaches; else the answer itself follows. Stamps come behind.
 bool Connection::send_dense(size_t begin, size_t end) {
-  uint64_t reach = end;
+  std::vector<uint64_t> told{end};
   size_t shared_bytes = 0;
   if (is_shared() && push_.header.dense_bytes == 0) return true;
   for (size_t i = 0; i < push_.entries.size(); ++i) {
     if (offsets_[i] < begin || offsets_[i] >= end || !pulls(i)) continue;
     const size_t bytes = store_->shard(push_.entries[i].shard).bytes();
     shared_bytes += bytes;
-    if (!is_shared() && !done(channel_->send(push_.window + offsets_[i], bytes))) return false;
+    const uint64_t* stamp = bytes > 0 ? stamp_of(i) : nullptr;
+    const size_t stamp_bytes = stamp == nullptr ? 0 : words() * sizeof(*stamp);
+    if (is_shared()) {
+      if (stamp != nullptr) told.insert(told.end(), stamp, stamp + words());
+      continue;
+    }
+    iovec parts[2] = {{push_.window + offsets_[i], bytes}, {const_cast<uint64_t*>(stamp), stamp_bytes}};
+    if (!done(channel_->send(parts, 2))) return false;
   }
   if (!is_shared()) return true;
   channel_->count_shared(0, shared_bytes);
-  return done(channel_->send(&reach, sizeof(reach)));
+  return done(channel_->send(told.data(), told.size() * sizeof(told[0])));
 }
 
 bool Connection::read_or_write() {
@@ -255,15 +279,28 @@ bool Connection::read_or_write() {
       return refuse(TFDIST_INVALID, "there is no array " + std::to_string(slot) + " of " + shard.name);
     }
   }
+  if (!writes) store_->wait_until_whole();
+  Outcome outcome;
+  store_->stamp(&outcome);
   for (size_t i = 0; i < push_.entries.size(); ++i) {
     Shard& shard = store_->shard(push_.entries[i].shard);
     char* window = push_.window + offsets_[i];
-    writes ? shard.write(slot, window) : shard.read(worker_, window, slot);
+    writes ? shard.write(slot, window) : shard.read(worker_, window, slot, stamp_of(i));
   }
-  Outcome outcome;
-  outcome.updates = store_->updates();
   if (!reply(outcome, 0, writes ? 0 : push_.header.dense_bytes)) return false;
   return writes || send_dense(0, push_.header.dense_bytes);
+}
+
+// What is offered for other parameters than the server has tells nothing.
+bool Connection::take_offer() {
+  const auto* stamp = reinterpret_cast<const uint64_t*>(rows_.data());
+  const bool is_of_these = push_.header.generation == store_->generation();
+  for (size_t i = 0; i < push_.entries.size() && is_of_these; ++i) {
+    if (pushes_dense(i)) store_->shard(push_.entries[i].shard).adopt(push_.window + offsets_[i], stamp + (1 + i) * words());
+  }
+  store_->take_offer(worker_, push_.header.generation, stamp);
+  Outcome outcome;
+  return reply(outcome, 0, 0);
 }
 
 bool Connection::send_rows() {
@@ -289,7 +326,12 @@ bool Connection::send_rows() {
 bool Connection::reply(const Outcome& outcome, size_t row_bytes, size_t dense_bytes) {
   ReplyHeader header;
   header.code = outcome.code;
+  const void* text = outcome.text.data();
   header.text_bytes = static_cast<uint32_t>(std::min<size_t>(outcome.text.size(), kReplyTextBytesAtMost));
+  if (outcome.code == TFDIST_OK) {
+    text = outcome.stamp.data();
+    header.text_bytes = is_stamped() ? static_cast<uint32_t>(outcome.stamp.size() * sizeof(uint64_t)) : 0;
+  }
   header.is_dropped = outcome.is_dropped;
   header.updates = outcome.updates;
   header.staleness = outcome.staleness;
@@ -297,7 +339,7 @@ bool Connection::reply(const Outcome& outcome, size_t row_bytes, size_t dense_by
   header.row_bytes = row_bytes;
   header.dense_bytes = dense_bytes;
   header.check = check_of(header);
-  iovec parts[2] = {{&header, sizeof(header)}, {const_cast<char*>(outcome.text.data()), header.text_bytes}};
+  iovec parts[2] = {{&header, sizeof(header)}, {const_cast<void*>(text), header.text_bytes}};
   return done(channel_->send(parts, 2));
 }
 

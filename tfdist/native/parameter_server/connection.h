@@ -12,7 +12,8 @@ namespace tfdist {
 
 class Connection {
  public:
-  Connection(Server* server, Channel* channel, int worker) : server_(server), channel_(channel), worker_(worker) {}
+  Connection(Server* server, Channel* channel, int worker, uint64_t client)
+      : server_(server), channel_(channel), worker_(worker), client_(client) {}
 
   void serve();  // until the worker leaves, or says what cannot be understood
 
@@ -27,11 +28,13 @@ class Connection {
   bool exchange();
   void apply(const Outcome& begun, size_t entry, char* fresh);
   bool apply_and_send(const Outcome& begun);
+  void finish(const Outcome& begun);
   bool answer(Outcome outcome);
   template <typename Make>
   bool send_in_parts(bool listens, Make make);
   bool read_or_write();
   bool send_rows();
+  bool take_offer();
   bool reply(const Outcome& outcome, size_t row_bytes, size_t dense_bytes);
   bool refuse(int code, const std::string& text);
   bool give_up(const char* what);
@@ -40,14 +43,19 @@ class Connection {
   bool is_shared() const { return (push_.header.flags & kShared) != 0; }
   bool pulls(size_t entry) const { return (push_.entries[entry].flags & kPull) != 0; }
   bool pushes_dense(size_t entry) const;
+  bool is_stamped() const { return (push_.header.flags & kStamped) != 0; }
+  uint64_t* stamp_of(size_t entry);  // null: none is wanted
+  size_t words() const { return stamp_words(static_cast<size_t>(store_->num_workers())); }
   bool done(Channel::Result result) { return result == Channel::Result::kDone; }
 
   Server* const server_;
   Channel* const channel_;
   const int worker_;
+  const uint64_t client_;
   Store* store_ = nullptr;
   Push push_;
   std::vector<size_t> offsets_;
+  std::vector<uint64_t> stamps_;
   std::vector<char> rows_, answer_;
   std::shared_ptr<Memory> received_;  // dense values, where no window is shared
 };

@@ -5,6 +5,9 @@
 //   reply     ReplyHeader, text, rows, then the dense values, or one word a part of them: how many bytes lie in
 //             shared memory by now
 //
+// With kStamped, the text of an answer is the stamp of the store, and the stamp of each shard follows its values, or the
+// word that tells of them. An offer carries the same two kinds of stamps as its rows: that of the store, then one an entry.
+//
 // Dense values stand in the order of the entries, each at a multiple of 64 bytes. Integers are little endian.
 #ifndef TFDIST_PARAMETER_SERVER_PROTOCOL_H_
 #define TFDIST_PARAMETER_SERVER_PROTOCOL_H_
@@ -12,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace tfdist {
 
@@ -20,16 +24,19 @@ enum class RequestKind : uint16_t {
   kRead = 2,      // send array `slot` of every entry: 0 the parameters, then the optimizer's state
   kWrite = 3,     // set it
   kRows = 4,      // send these rows of the parameters
+  kOffer = 5,     // take these parameters, unless there are newer ones: a server that has been started again lacks the last
 };
 
 enum class EntryKind : uint16_t { kDense = 0, kRows = 1 };
 
 // A worker may also be told nothing of an entry: it asks for the rows that it needs.
-enum EntryFlags : uint16_t { kPush = 1, kPull = 2 };
+// kSpent: what is pushed is gone, but it is contained in the parameters that the worker offers.
+enum EntryFlags : uint16_t { kPush = 1, kPull = 2, kSpent = 4 };
 
 enum RequestFlags : uint32_t {
   kShared = 1,  // dense values lie in the window that worker and server share
   kSum = 2,     // gradients of several workers are added, not averaged
+  kStamped = 4,
 };
 
 constexpr uint32_t kRequestMagic = 0x74667071;  // "tfpq"
@@ -65,6 +72,9 @@ struct Entry {
 };
 static_assert(sizeof(Entry) == 16, "an entry has no padding");
 
+// Whether a gradient comes with it, which is still there.
+inline bool is_pushed(const Entry& entry) { return (entry.flags & kPush) != 0 && (entry.flags & kSpent) == 0; }
+
 struct ReplyHeader {
   uint32_t magic = kReplyMagic;
   int32_t code = 0;  // tfdist_code; then `text_bytes` of text follow and nothing else
@@ -78,6 +88,14 @@ struct ReplyHeader {
   uint64_t check = 0;
 };
 static_assert(sizeof(ReplyHeader) == 64, "the header has no padding");
+
+// What a store or a shard has seen: its version, then the number of each worker's last push that is in it. A version is
+// how many updates that are, and above these bits how often its server was restored and went another way than before.
+using Stamp = std::vector<uint64_t>;
+constexpr int kHistoryBits = 40;
+constexpr uint64_t kManyHistories = 1000;
+constexpr uint64_t kCountMask = (uint64_t{1} << kHistoryBits) - 1;
+inline size_t stamp_words(size_t num_workers) { return 1 + num_workers; }
 
 template <typename Header>
 uint64_t check_of(const Header& header) {

@@ -44,7 +44,7 @@ void Server::serve(int descriptor, int worker, uint64_t client) {
 }
 
 void Server::run(Served* served) {
-  Connection(this, served->channel.get(), served->worker).serve();
+  Connection(this, served->channel.get(), served->worker, served->client).serve();
   served->channel->shut_down();
   std::vector<Store*> stores;
   {

@@ -39,7 +39,8 @@ Shard::Shard(const tfdist_shard& description, const StoreOptions* options)
       decays_(description.decays != 0),
       is_compensated_(options->compensation > 0 && !is_hosted && rule_.kind != TFDIST_RULE_ADD),
       bytes_(checked_bytes(description)),
-      theta_(bytes_) {
+      theta_(bytes_),
+      applied_(options->num_workers) {
   if (is_hosted) return;
   for (int slot = 0; slot < tfdist::num_slots(rule_); ++slot) {
     slots_.emplace_back(bytes_);
@@ -61,11 +62,16 @@ Memory* Shard::array(int index) {
   return index == num_slots() + 1 && average_.data() != nullptr ? &average_ : nullptr;
 }
 
-void Shard::update(const UpdateOf& update, const Gradient& gradient, char* fresh) {
+void Shard::update(const UpdateOf& update, const Gradient& gradient, char* fresh, uint64_t* stamp) {
   std::lock_guard<std::mutex> lock(mutex);
-  if (dtype == TFDIST_FLOAT32) apply(update, gradient, reinterpret_cast<float*>(fresh));
-  if (dtype == TFDIST_FLOAT64) apply(update, gradient, reinterpret_cast<double*>(fresh));
-  ++version;
+  if (is_applied(update.sources[0])) {
+    if (fresh != nullptr) copy_parameters(update.worker, fresh);
+  } else {
+    if (dtype == TFDIST_FLOAT32) apply(update, gradient, reinterpret_cast<float*>(fresh));
+    if (dtype == TFDIST_FLOAT64) apply(update, gradient, reinterpret_cast<double*>(fresh));
+    count(update);
+  }
+  if (stamp != nullptr) copy_stamp(stamp);
 }
 
 template <typename T>
@@ -128,10 +134,19 @@ void Shard::average(int64_t count, int64_t begin, int64_t end) {
   }
 }
 
-void Shard::read(int worker, char* target, int array) {
+void Shard::read(int worker, char* target, int array, uint64_t* stamp) {
   std::lock_guard<std::mutex> lock(mutex);
-  copy_bytes(target, this->array(array)->data(), bytes_);
-  if (array == 0 && is_compensated_) copy_bytes(seen_by(worker).data(), theta_.data(), bytes_);
+  if (array == 0) {
+    copy_parameters(worker, target);
+  } else {
+    copy_bytes(target, this->array(array)->data(), bytes_);
+  }
+  if (stamp != nullptr) copy_stamp(stamp);
+}
+
+void Shard::copy_parameters(int worker, char* target) {
+  copy_bytes(target, theta_.data(), bytes_);
+  if (is_compensated_) copy_bytes(seen_by(worker).data(), theta_.data(), bytes_);
 }
 
 // Whoever was never sent any is taken to have what there is now.

@@ -17,6 +17,7 @@ namespace tfdist {
 
 // What is the same for all shards of a store.
 struct StoreOptions {
+  size_t num_workers = 0;
   double weight_decay = 0;
   double average_momentum = -1;   // of the exponential moving average of the parameters; < 0: none is kept
   int64_t average_overwrites = 0; // every so many updates the parameters become their average; 0: never
@@ -33,10 +34,18 @@ struct Gradient {
   int64_t num_rows = 0;
 };
 
+// A push: what it is known by.
+struct Source {
+  int worker;
+  uint64_t sequence;
+};
+
 struct UpdateOf {
   int worker;
   int64_t count;  // t = 1, 2, ...
   double learning_rate;
+  const Source* sources;  // one at least
+  size_t num_sources;
 };
 
 class Shard {
@@ -57,15 +66,25 @@ class Shard {
   char* parameters() { return theta_.data(); }
   double* scalars() { return scalars_; }
 
-  // Applies a gradient, and copies the parameters to `fresh` unless that is null. A dense gradient may be
-  // overwritten, also by `fresh`.
-  void update(const UpdateOf& update, const Gradient& gradient, char* fresh);
-  void read(int worker, char* target, int array);
+  // Applies a gradient, unless it has been applied before, and copies the parameters to `fresh` unless that is null. A
+  // dense gradient may be overwritten, also by `fresh`. `stamp`: null, or takes that of what was copied.
+  void update(const UpdateOf& update, const Gradient& gradient, char* fresh, uint64_t* stamp);
+  void read(int worker, char* target, int array, uint64_t* stamp);
   void write(int array, const char* source);
   void read_rows(const int64_t* rows, int64_t num_rows, char* target);
 
+  bool has_applied(const Source& source);
+  void count(const UpdateOf& update);  // somebody else, who holds the mutex, has applied it
+  uint64_t sequence(int worker);       // of that worker's last push that is applied
+  // Takes a worker's copy of the parameters if its stamp is newer. The optimizer's state stays as old as it is.
+  void adopt(const char* parameters, const uint64_t* stamp);
+  // All there is to it: to a buffer, null to ask for the size only; from one, false where it is of something else.
+  size_t save(char* buffer, size_t capacity);
+  bool load(const char* buffer, size_t bytes);
+  void supersede();
+
   std::mutex mutex;  // guards everything below
-  int64_t version = 0;  // updates applied
+  uint64_t version = 0;  // updates applied, and above kHistoryBits how often it went another way after being restored
 
  private:
   template <typename T>
@@ -75,6 +94,12 @@ class Shard {
   void compensate(const T* then, T* gradient, int64_t begin, int64_t end);
   template <typename T>
   void average(int64_t count, int64_t begin, int64_t end);
+  void copy_stamp(uint64_t* stamp) const;
+  void copy_parameters(int worker, char* target);
+  std::vector<Memory*> arrays();
+  bool is_applied(const Source& source) const {
+    return source.sequence <= applied_[static_cast<size_t>(source.worker)];
+  }
 
   const tfdist_rule rule_;
   const StoreOptions* options_;
@@ -84,6 +109,8 @@ class Shard {
   std::vector<Memory> slots_;
   Memory average_;
   Memory mean_square_;
+  std::vector<uint64_t> applied_;  // by worker: the number of its last push that is in here
+  bool is_restored_ = false;       // and nothing has happened since
   std::map<int, Memory> seen_;  // by worker: the parameters that it was sent
   double scalars_[TFDIST_RULE_SCALARS] = {};
 };

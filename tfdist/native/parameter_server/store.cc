@@ -30,6 +30,7 @@ Store::Store(const tfdist_store_options& options, const tfdist_shard* shards, in
     : mode(options.mode),
       staleness_bound_(options.staleness_bound),
       backup_workers_(options.backup_workers),
+      recovers_(options.recovers != 0),
       step_weights_(options.step_weights, options.step_weights + options.num_step_weights),
       host_(options.host),
       host_context_(options.host_context),
@@ -37,6 +38,7 @@ Store::Store(const tfdist_store_options& options, const tfdist_shard* shards, in
   const bool is_sound = mode >= TFDIST_ASYNCHRONOUS && mode <= TFDIST_SYNCHRONOUS && !step_weights_.empty() &&
                         staleness_bound_ >= 0 && backup_workers_ >= 0;
   if (!is_sound) throw std::invalid_argument("a mode, weights of staleness and bounds >= 0 were expected");
+  options_.num_workers = workers_.size();
   options_.weight_decay = options.weight_decay;
   options_.average_momentum = options.average_momentum;
   options_.average_overwrites = options.average_overwrites;
@@ -70,23 +72,37 @@ void Store::count(WorkerRecord* record, const Push& push, int64_t staleness) {
   ++record->staleness[position];
 }
 
+bool Store::is_refused(const Push& push, Outcome* outcome) const {
+  const WorkerRecord& record = workers_[static_cast<size_t>(push.worker)];
+  if (!recovers_ || !record.has_joined || record.client == push.client) return false;
+  outcome->code = TFDIST_CLOSED;
+  outcome->text = "another process has connected as worker " + std::to_string(push.worker) + " since";
+  return true;
+}
+
 Outcome Store::begin(const Push& push) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(push.worker)];
   Outcome outcome;
+  if (is_refused(push, &outcome)) return outcome;
   outcome.is_repeated = has_counted(record, push);
   outcome.updates = updates_;
+  fill(&outcome.stamp);
   if (outcome.is_repeated) return outcome;
+  go_another_way();
   outcome.staleness = std::max<int64_t>(0, updates_ - push.header.base);
   outcome.updates = ++updates_;
   ++record.begun;
   count(&record, push, outcome.staleness);
+  fill(&outcome.stamp);
   return outcome;
 }
 
-void Store::apply(const Push& push, const Outcome& begun, size_t entry, char* fresh) {
-  const UpdateOf update{push.worker, begun.updates, push.header.learning_rate * step_weight(begun.staleness)};
-  shards_[push.entries[entry].shard]->update(update, push.gradients[entry], fresh);
+void Store::apply(const Push& push, const Outcome& begun, size_t entry, char* fresh, uint64_t* stamp) {
+  const Source source{push.worker, push.header.sequence};
+  const double learning_rate = push.header.learning_rate * step_weight(begun.staleness);
+  const UpdateOf update{push.worker, begun.updates, learning_rate, &source, 1};
+  shards_[push.entries[entry].shard]->update(update, push.gradients[entry], fresh, stamp);
 }
 
 void Store::finish(int worker) {
@@ -128,24 +144,28 @@ void Store::wait_for_slower(int worker, double timeout_seconds, Outcome* outcome
   }
 }
 
-void Store::apply_hosted(const Push& push, Outcome* outcome) {
+void Store::apply_hosted(const Push& push, const std::vector<Source>& sources, Outcome* outcome) {
   std::lock_guard<std::mutex> lock(host_mutex_);
   std::vector<tfdist_hosted_gradient> gradients;
+  const UpdateOf update{push.worker, outcome->updates, 0, sources.data(), sources.size()};
   for (size_t i = 0; i < push.entries.size(); ++i) {
     const Gradient& g = push.gradients[i];
-    if ((push.entries[i].flags & kPush) == 0 || !shards_[push.entries[i].shard]->is_hosted) continue;
+    Shard& shard = *shards_[push.entries[i].shard];
+    if (!is_pushed(push.entries[i]) || !shard.is_hosted || shard.has_applied(sources.front())) continue;
     const char* values = g.dense != nullptr ? g.dense : g.values;
     gradients.push_back({static_cast<int32_t>(push.entries[i].shard), values, g.rows, g.num_rows});
   }
-  if (!gradients.empty()) call_host(gradients, push.header.learning_rate * step_weight(outcome->staleness), outcome);
+  if (!gradients.empty()) {
+    call_host(gradients, push.header.learning_rate * step_weight(outcome->staleness), update, outcome);
+  }
   for (size_t i = 0; i < push.entries.size() && outcome->code == TFDIST_OK; ++i) {
     Shard& shard = *shards_[push.entries[i].shard];
-    if ((push.entries[i].flags & kPush) == 0 || shard.is_hosted) continue;
-    shard.update(UpdateOf{push.worker, outcome->updates, 0}, push.gradients[i], nullptr);
+    if (is_pushed(push.entries[i]) && !shard.is_hosted) shard.update(update, push.gradients[i], nullptr, nullptr);
   }
 }
 
-void Store::call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate, Outcome* outcome) {
+void Store::call_host(const std::vector<tfdist_hosted_gradient>& gradients, double learning_rate,
+                      const UpdateOf& update, Outcome* outcome) {
   std::vector<std::unique_lock<std::mutex>> locks;  // nobody reads a tensor that is half written
   for (auto& shard : shards_) locks.emplace_back(shard->mutex);
   char text[1024] = {};
@@ -155,7 +175,7 @@ void Store::call_host(const std::vector<tfdist_hosted_gradient>& gradients, doub
     outcome->text = text;
     return;
   }
-  for (const auto& gradient : gradients) ++shards_[static_cast<size_t>(gradient.shard)]->version;
+  for (const auto& gradient : gradients) shards_[static_cast<size_t>(gradient.shard)]->count(update);
 }
 
 size_t Store::required() const {
@@ -181,8 +201,10 @@ Outcome Store::contribute(Push* push, double timeout_seconds) {
   const auto begin = Clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(push->worker)];
-  const int64_t late = updates_ - push->header.base;
+  int64_t late = updates_ - push->header.base;
+  if (was_restored_) late = std::max<int64_t>(0, late);  // it has seen steps that are lost
   Outcome outcome;
+  if (is_refused(*push, &outcome)) return outcome;
   outcome.updates = updates_;
   outcome.is_repeated = has_counted(record, *push);
   if (outcome.is_repeated) return outcome;
@@ -210,8 +232,6 @@ Outcome Store::contribute(Push* push, double timeout_seconds) {
   if (!push->is_decided) {
     push->outcome = undecided(timeout_seconds);
     contributions_.erase(std::find(contributions_.begin(), contributions_.end(), push));
-  } else if (push->outcome.code == TFDIST_OK) {
-    count(&record, *push, 0);
   }
   push->outcome.waited_seconds = seconds_since(begin);
   record.waited_seconds += push->outcome.waited_seconds;
@@ -246,9 +266,22 @@ void Store::dismiss(int worker, int code, const std::string& text) {
   changed_.notify_all();
 }
 
+void Store::join(int worker, uint64_t client) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  WorkerRecord& record = workers_[static_cast<size_t>(worker)];
+  if (record.has_joined && record.client == client) return;
+  dismiss(worker, TFDIST_CLOSED, "another process has connected as this worker since");
+  record.is_active = record.is_lost = false;  // active when it says so
+  record.client = client;
+  record.has_joined = true;
+  come_.insert(worker);
+  changed_.notify_all();
+}
+
 void Store::set_active(int worker, uint64_t client, bool is_active) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(worker)];
+  if (recovers_ && record.has_joined && record.client != client) return;
   if (is_active && !record.is_active) {
     int64_t furthest = 0;  // whoever joins stands with those in front, and holds nobody up
     for (const WorkerRecord& other : workers_) {
@@ -265,8 +298,12 @@ void Store::set_active(int worker, uint64_t client, bool is_active) {
 void Store::lose(int worker, uint64_t client) {
   std::lock_guard<std::mutex> lock(mutex_);
   WorkerRecord& record = workers_[static_cast<size_t>(worker)];
-  if (!record.is_active || record.client != client) return;
-  if (backup_workers_ == 0 && mode == TFDIST_SYNCHRONOUS) lost_ = worker;
+  if (record.client != client) return;
+  record.is_lost = true;
+  if (!record.is_active) return;
+  if (backup_workers_ == 0 && mode == TFDIST_SYNCHRONOUS && !recovers_) lost_ = worker;
+  // Otherwise the step is that of the others. A gradient that waits here may not have reached every server.
+  dismiss(worker, TFDIST_LOST, "the worker has closed its connection");
   record.is_active = false;
   changed_.notify_all();
 }

@@ -22,11 +22,15 @@ void Store::combine() {
     outcome.code = TFDIST_INVALID;
     outcome.text = std::string("the gradients could not be combined: ") + error.what();
   }
-  if (outcome.code == TFDIST_OK) ++updates_;
+  if (outcome.code == TFDIST_OK) {
+    go_another_way();
+    ++updates_;
+  }
   outcome.updates = updates_;
   for (Push* push : contributions_) {
     push->outcome = outcome;
     push->is_decided = true;
+    if (outcome.code == TFDIST_OK) count(&workers_[static_cast<size_t>(push->worker)], *push, 0);
   }
   contributions_.clear();
   changed_.notify_all();
@@ -68,7 +72,7 @@ void Store::combine_hosted(Outcome* outcome) {
   std::vector<std::vector<char>> values(total.entries.size());
   outcome->updates = updates_ + 1;
   for (size_t i = 0; i < total.entries.size(); ++i) {
-    if ((total.entries[i].flags & kPush) == 0) continue;
+    if (!is_pushed(total.entries[i])) continue;
     const bool is_double = shards_[total.entries[i].shard]->dtype == TFDIST_FLOAT64;
     if (total.gradients[i].dense != nullptr) {
       is_double ? average_dense<double>(i) : average_dense<float>(i);
@@ -77,7 +81,7 @@ void Store::combine_hosted(Outcome* outcome) {
     is_double ? concatenate_rows<double>(i, &rows[i], &values[i]) : concatenate_rows<float>(i, &rows[i], &values[i]);
     total.gradients[i] = Gradient{nullptr, rows[i].data(), values[i].data(), static_cast<int64_t>(rows[i].size())};
   }
-  apply_hosted(total, outcome);
+  apply_hosted(total, sources(), outcome);
 }
 
 std::vector<double> Store::weights(double* divisor) const {
@@ -145,19 +149,23 @@ void Store::concatenate_rows(size_t entry, std::vector<int64_t>* rows, std::vect
 
 void Store::combine_entry(size_t entry) {
   const Push& first = *contributions_.front();
-  if ((first.entries[entry].flags & kPush) == 0) return;
   Shard& shard = *shards_[first.entries[entry].shard];
+  const std::vector<Source> sources = this->sources();
+  const bool is_whole = std::all_of(contributions_.begin(), contributions_.end(),
+                                    [=](const Push* push) { return is_pushed(push->entries[entry]); });
+  if (!is_whole || shard.has_applied(sources.front())) return;  // this part of the step was done before
   const bool is_double = shard.dtype == TFDIST_FLOAT64;
-  const UpdateOf update{first.worker, updates_ + 1, first.header.learning_rate};
+  const UpdateOf update{first.worker, updates_ + 1, first.header.learning_rate, sources.data(), sources.size()};
   if (first.gradients[entry].dense != nullptr) {
     is_double ? average_dense<double>(entry) : average_dense<float>(entry);
-    shard.update(update, first.gradients[entry], nullptr);
+    shard.update(update, first.gradients[entry], nullptr, nullptr);
     return;
   }
   std::vector<int64_t> rows;
   std::vector<char> values;
   is_double ? concatenate_rows<double>(entry, &rows, &values) : concatenate_rows<float>(entry, &rows, &values);
-  shard.update(update, Gradient{nullptr, rows.data(), values.data(), static_cast<int64_t>(rows.size())}, nullptr);
+  shard.update(update, Gradient{nullptr, rows.data(), values.data(), static_cast<int64_t>(rows.size())}, nullptr,
+               nullptr);
 }
 
 }  // namespace tfdist
