@@ -87,6 +87,13 @@ def wrap(sock, *, initiator, timeout, environ=os.environ):
     return ours, binding
 
 
+def check(environ):
+    """Raises ConfigurationError where `wrap` would: before anything is started."""
+    settings = variables.tls(environ)
+    if settings is not None:
+        _contexts(settings)
+
+
 def _shake_hands(sock, tls, incoming, outgoing, deadline):
     is_done = False
     while not is_done:
