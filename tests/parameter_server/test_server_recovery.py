@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -288,3 +290,27 @@ def test_replicas_need_two_servers():
         errors.ConfigurationError, match="at least two parameter servers. Received: server_replicas=2, 1 ser"
     ):
         Client(["127.0.0.1:1"], 0, SECRET, replicas=2)
+
+
+def test_servers_outlive_the_chief_while_somebody_uses_them(tmp_path):
+    script = (
+        "from tfdist.parameter_server import spawn; import os, sys\n"
+        "addresses, stop = spawn.start(1, world_size=2, secret=b's' * 32, host='127.0.0.1', timeout=9, recovers=True)\n"
+        "print(addresses[0], flush=True); sys.stdin.read()\n"
+    )
+    variables = {**os.environ, "PYTHONPATH": os.getcwd(), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=variables, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as chief:  # fmt: skip
+        client = Client([chief.stdout.readline().strip()], 1, SECRET, timeout=SECONDS, recovery=RECOVERY)
+        try:
+            store = client.add_store("model", COUNTERS[1:], Options())
+            store.begin(1, 0, tell=True)
+            push(store, np.ones((7, 3)))
+            chief.kill()
+            chief.wait()
+            time.sleep(2.0)  # longer than a server stays that nobody uses
+            assert push(store, np.ones((7, 3)))[1][0][0, 0] == 2
+        finally:
+            client.close()
+        assert chief.stdout.read() == ""  # the server, which writes to it too, has ended
+    assert not os.listdir(tmp_path)
