@@ -224,6 +224,7 @@ bool Connection::apply_and_send(const Outcome& begun) {
 
 // The parameters as they are now.
 bool Connection::answer(Outcome outcome) {
+  if (outcome.code == TFDIST_CLOSED && store_->is_left_in_silence()) return false;
   if (outcome.code != TFDIST_OK) return refuse(outcome.code, outcome.text);
   store_->stamp(&outcome);
   if (!reply(outcome, 0, push_.header.dense_bytes)) return false;

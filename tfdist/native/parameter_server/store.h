@@ -86,6 +86,7 @@ class Store {
   void set_active(int worker, uint64_t client, bool is_active);
   void lose(int worker, uint64_t client);  // its connection broke
   void close();
+  bool is_left_in_silence();  // its server ends, and another one may go on: workers are to take this one for lost
   WorkerRecord record(int worker);
   uint64_t last_sequence(int worker);  // of the worker's pushes that have counted, if only on one shard
   void stamp(Outcome* outcome);        // and how many updates that are

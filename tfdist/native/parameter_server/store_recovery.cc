@@ -146,6 +146,11 @@ void Store::take_offer(int worker, uint64_t generation, const uint64_t* stamp) {
   changed_.notify_all();
 }
 
+bool Store::is_left_in_silence() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return is_closed_ && recovers_;
+}
+
 std::vector<Source> Store::sources() const {
   std::vector<Source> sources;
   for (const Push* push : contributions_) sources.push_back(Source{push->worker, push->header.sequence});
