@@ -13,7 +13,7 @@ using namespace tfdist;
 using fuzz::Reader;
 
 enum How : uint8_t { kRaw = 1, kKeepCheck = 2, kOfRows = 4, kCutShort = 8 };
-enum Choice : uint8_t { kPrefetch = 1, kSparse = 2, kReads = 4 };
+enum Choice : uint8_t { kPrefetch = 1, kSparse = 2, kReads = 4, kStands = 8 };
 
 constexpr int64_t kElements = 3000, kRowElements = 4;
 constexpr double kSecondsAtMost = 8;
@@ -21,7 +21,7 @@ constexpr size_t kAnsweredAtMost = 1 << 16;  // with the last answer it fits int
 
 class Target {
  public:
-  Target() {
+  explicit Target(uint8_t choice) {
     int32_t sockets[2];
     for (int i = 0; i < 2; ++i) {
       int pair[2];
@@ -30,12 +30,12 @@ class Target {
       peers_[i] = pair[1];
     }
     const char* address = "here";
-    client_ = tfdist_client_create(0, 1, &address, sockets, 2.0);
+    client_ = tfdist_client_create(0, 1, &address, sockets, (choice & kStands) ? 0.05 : 2.0);
     const tfdist_client_part part{0, 0, 0, kElements};
     const tfdist_client_tensor tensor{"tensor", TFDIST_FLOAT32, 1, kRowElements, &part};
     const int32_t number = 0;
     const int64_t window_bytes = (kElements * 4 + 63) / 64 * 64;
-    const tfdist_client_store store{&tensor, 1, &number, nullptr, &window_bytes, 0};
+    const tfdist_client_store store{&tensor, 1, &number, nullptr, &window_bytes, 0, (choice & kStands) ? 2 : 0, 0};
     if (tfdist_client_add_store(client_, &store) != 0) fuzz::die("no store");
     tfdist_client_begin_generation(client_, 0, 1, 0);
   }
@@ -116,7 +116,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const uint8_t how = reader.byte();
     bytes[(how & kOfRows) ? 1 : 0] += (how & kRaw) ? reader.take(reader.byte()) : reply(&reader, how);
   }
-  Target target;
+  Target target(choice);
   target.answer(bytes);
   target.ask(choice);
   return 0;
@@ -125,7 +125,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 std::vector<std::string> fuzz::seeds() {
   std::vector<std::string> all{""};
   const uint32_t dense = kElements * 4;
-  for (int choice = 0; choice < 8; ++choice) {
+  for (int choice = 0; choice < 16; ++choice) {
     const std::string head(1, static_cast<char>(choice));
     const std::string good = record(0, 0, 0, 0, dense), rows = record(kOfRows, 0, 0, 2 * kRowElements * 4, 0);
     all.push_back(head + good + good + good + rows);

@@ -93,7 +93,7 @@ class Target {
   int peer_ = -1;
 };
 
-std::string request(Reader* reader, uint8_t how) {
+std::string request(Reader* reader, uint8_t how, size_t num_workers) {
   RequestHeader header;
   header.kind = static_cast<RequestKind>(reader->byte());
   header.flags = reader->byte();
@@ -121,6 +121,7 @@ std::string request(Reader* reader, uint8_t how) {
     const size_t size = static_cast<size_t>(entry.num_rows * kRowElements[shard]) * sizeof(float);
     if (header.kind == RequestKind::kExchange) rows += std::string((size + 7) / 8 * 8, '\x3f');
   }
+  if (header.kind == RequestKind::kOffer) rows = std::string((1 + count) * stamp_words(num_workers) * 8, '\1');
   header.row_bytes = (how & kOwnRowBytes) ? reader->number<uint64_t>() : rows.size();
   if (how & kOwnDenseBytes) header.dense_bytes = reader->number<uint64_t>();
   if (how & kOwnRowBytes) header.num_entries = reader->number<uint32_t>();
@@ -144,11 +145,12 @@ std::string record(int how, int kind, int flags, int slot, int sequence, const s
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Reader reader(data, size);
-  Target target(reader.byte() & 63);
+  const uint8_t choice = reader.byte() & 63;
+  Target target(choice);
   std::string bytes;
   while (!reader.is_over() && bytes.size() < fuzz::kSentAtMost) {
     const uint8_t how = reader.byte();
-    bytes += (how & kRaw) ? reader.take(reader.byte()) : request(&reader, how);
+    bytes += (how & kRaw) ? reader.take(reader.byte()) : request(&reader, how, (choice & kTwoWorkers) ? 2 : 1);
   }
   target.serve(bytes);
   return 0;
@@ -165,6 +167,7 @@ std::vector<std::string> fuzz::seeds() {
     all.push_back(head + record(0, 1, shared, 0, 1, dense) + record(0, 1, 0, 0, 2, mixed) + record(0, 1, 2, 0, 2, dense));
     all.push_back(head + record(0, 2, shared, 0, 0, pulled) + record(0, 2, 0, 1, 0, pulled) + record(0, 3, 0, 0, 0, pushed));
     all.push_back(head + record(0, 4, 0, 0, 0, rows) + record(kBadRows, 4, 0, 0, 0, rows) + record(kBadRows, 1, 0, 0, 1, mixed));
+    all.push_back(head + record(0, 5, 0, 0, 1, pushed) + record(0, 1, 4, 0, 1, mixed) + record(0, 2, 4 | shared, 0, 0, pulled));
     all.push_back(head + record(kCutShort, 1, 0, 0, 1, dense));
     std::string huge = head + record(kOwnRowBytes | kOwnDenseBytes, 1, 0, 0, 1, rows);
     fuzz::append(&huge, uint64_t{1} << 32);

@@ -103,15 +103,15 @@ def _measure(chosen, folder):
         while not Path(folder, "addresses").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         addresses = json.loads(Path(folder, "addresses").read_text())
-        with socket.create_server(("127.0.0.1", 0), backlog=4096) as nobody:
-            closed = [format_address(*nobody.getsockname())] * 2
-            for number in range(3 * chosen.rounds):
-                begin, let_in = time.monotonic(), 0
+        for number in range(3 * chosen.rounds):
+            begin, let_in = time.monotonic(), 0
+            with socket.create_server(("127.0.0.1", 0), backlog=4096) as nobody:
+                closed = [format_address(*nobody.getsockname())] * 2
                 if number % 3 == 0:
                     time.sleep(chosen.seconds)
                 else:
                     let_in = _strangers(chosen, addresses, closed if number % 3 == 1 else addresses, environ)
-                rounds.append((begin, time.monotonic(), let_in))
+            rounds.append((begin, time.monotonic(), let_in))
         Path(folder, "over").touch()
         job.wait(_WAIT_SECONDS)
         return rounds, json.loads(Path(folder, "steps").read_text())
