@@ -14,7 +14,6 @@ from absl import logging
 
 from tfdist.data import permutation, rows, sharding, shares
 
-
 _LOCAL = threading.local()
 
 
