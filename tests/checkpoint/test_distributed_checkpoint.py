@@ -72,9 +72,6 @@ def test_in_the_midst_of_an_epoch(tmp_path, strategy, at):
     interrupted(tmp_path, *at, strategy=strategy, save_freq=1)
     resumed = compiled(strategy)
     history = fit(resumed, DistributedCheckpoint(tmp_path, save_freq=1))
-    if strategy is not None and not strategy.is_in_step:
-        assert history.epoch == list(range(at[0], 4))
-        return
     # The last step of an epoch was taken: it is not repeated for its logs.
     first = at[0] + (at[1] == 4)
     assert history.epoch == list(range(first, 4))

@@ -169,7 +169,6 @@ class Fit:
             whole[end - value.nbytes : end].view(value.dtype).reshape(value.shape) for value, end in zip(values, ends)
         ]
 
-
     def test_logs(self, model):
         """Returns logs of a validation that is passed over."""
         return {name: tf.constant(0.0) for name in ("loss", *model.metrics_names[1:])}
@@ -248,7 +247,9 @@ def keep_history(strategy, history):
     """Keeps what a `fit` returns for workers that come later."""
     if strategy.elastic is not None and strategy.is_chief:
         with strategy.elastic.membership.store() as store:
-            store.set(f"{HISTORY}{strategy.num_fit_calls}", json.dumps([history.epoch, _plain(history.history)]).encode())
+            store.set(
+                f"{HISTORY}{strategy.num_fit_calls}", json.dumps([history.epoch, _plain(history.history)]).encode()
+            )
 
 
 def await_history(strategy):
