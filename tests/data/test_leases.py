@@ -127,9 +127,10 @@ def test_a_worker_that_took_over_is_lost_as_well(job):
     assert sorted(last.run() + second.trained + first.trained) == list(range(60))
 
 
-def test_one_that_was_lost_before_it_began(job):
+@pytest.mark.parametrize("how", ["dead", "excluded"])
+def test_one_that_was_lost_before_it_began(job, how):
     one = job(2)
-    one.lose(1)
+    one.client.set(f"elastic/{how}/1", b"0")
     assert sorted(worker_of(one, 0, 50).run()) == list(range(50))
 
 
@@ -247,4 +248,7 @@ def test_a_lease_is_not_to_be_written_all_the_time(job, monkeypatch):
     worker = worker_of(one, 0, 100)
     worker.step()
     monkeypatch.setattr(leased_epoch, "_WRITING_FRACTION", 1e-9)
+    monkeypatch.setattr(leased_epoch, "_SELDOM_SECONDS", 1000.0)
     assert worker.deal.finished(worker.epoch, 1) > time.time() + 60  # a round trip takes more than 60 ns
+    monkeypatch.setattr(leased_epoch, "_SELDOM_SECONDS", 0.0)
+    assert worker.deal.finished(worker.epoch, 1) <= time.time()

@@ -10,12 +10,20 @@ from launching import PLAY, assert_gone, lines_with, pids_in, running, said_by, 
 @pytest.mark.parametrize(
     "death, manner",
     [("die()", r"was killed by SIGKILL \(out of memory\? See the kernel's log\)"),
-     ("die(signal.SIGABRT)", "was killed by SIGABRT"), ("os._exit(75)", "was excluded")],
+     ("die(signal.SIGABRT)", "was killed by SIGABRT"), ("os._exit(75)", "was excluded"),
+     ("leave_with_a_report()", "was excluded")],
 )  # fmt: skip
 def test_a_lost_worker_is_started_again_and_the_others_are_told(script, death, manner):
     path = script(
         PLAY
         + f"""
+def leave_with_a_report():
+    from tfdist.launch import report
+    report.install()
+    hook = sys.excepthook
+    sys.excepthook = lambda *error: (hook(*error), os._exit(75))
+    raise ValueError("out")
+
 if rank == 1 and incarnation == 0:
     {death}
 if rank == 0:
@@ -200,6 +208,7 @@ over()
     run = tfdist("run", "-n", "2", path)
     assert run.returncode == 0, run.stderr
     assert lines_with(run, "told of") == ["[0] told of 0"] and "1 started 1" in run.stdout
+    assert said_by(run)[0].startswith("tfdist run: rank 1 was excluded and stood still after ")
     assert_gone(pids_in(run.stdout.splitlines()))
 
 

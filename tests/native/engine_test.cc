@@ -196,7 +196,7 @@ void test_failures() {
       int32_t peer = -1;
       tfdist_group_error(group, &peer, text, sizeof(text));
       if (rank == 0) {
-        const int expected[] = {TFDIST_MISMATCH, TFDIST_LOST, TFDIST_TIMEOUT, TFDIST_MISMATCH};
+        const int expected[] = {TFDIST_MISMATCH, TFDIST_RAISED, TFDIST_TIMEOUT, TFDIST_MISMATCH};
         if (code != expected[fault]) std::fprintf(stderr, "fault %d gave %d: %s\n", fault, code, text);
         CHECK(code == expected[fault]);
         CHECK(std::strstr(text, "rank 1") != nullptr);
@@ -331,6 +331,25 @@ void test_silence() {
   heartbeat_seconds = 0;
 }
 
+// A peer is missed without any operation while somebody watches, and not otherwise.
+void test_watching() {
+  heartbeat_seconds = 0.2;
+  std::vector<int> others;
+  tfdist_group* group = among_mutes(2, &others);
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  char text[4096];
+  CHECK(tfdist_group_error(group, nullptr, text, sizeof(text)) == TFDIST_OK);
+  for (int i = 0; i < 100 && tfdist_group_error(group, nullptr, text, sizeof(text)) == TFDIST_OK; ++i) {
+    tfdist_group_watch(group, 0.3);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  CHECK(tfdist_group_error(group, nullptr, text, sizeof(text)) == TFDIST_LOST);
+  CHECK(std::strstr(text, "lost rank 1") && std::strstr(text, "while rank 0 waited for what it has to finish"));
+  tfdist_group_release(group);
+  close(others[0]);
+  heartbeat_seconds = 0;
+}
+
 // Who says nothing but goes on taking what it is sent is behind a slow link.
 void test_slow_link_is_not_silent() {
   heartbeat_seconds = 0.3;
@@ -381,6 +400,7 @@ int main() {
   num_sockets = 1;
   test_garbage();
   test_silence();
+  test_watching();
   test_slow_link_is_not_silent();
   std::puts("engine_test: all checks held");
 }

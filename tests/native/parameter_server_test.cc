@@ -98,7 +98,7 @@ class Job {
     for (int t = 0; t < kTensors; ++t) {
       tensors.push_back({"tensor", TFDIST_FLOAT64, setting_.num_servers, kRowElements[t], parts[t].data()});
     }
-    const tfdist_client_store store{tensors.data(), kTensors, numbers.data(), windows.data(), sizes.data(), 0};
+    const tfdist_client_store store{tensors.data(), kTensors, numbers.data(), windows.data(), sizes.data(), 0, 0, 0};
     CHECK(tfdist_client_add_store(clients.back(), &store) == 0);
     tfdist_client_begin_generation(clients.back(), 0, 1, 0);
     for (const int window : windows) {
@@ -163,7 +163,7 @@ void read(tfdist_client* client, Arrays* arrays) {
     spans[t].elements = kElements[t];
   }
   tfdist_exchange_result result;
-  CHECK(tfdist_client_transfer(client, 0, 0, 0, spans, kTensors, &result) == TFDIST_OK);
+  CHECK(tfdist_client_transfer(client, 0, 0, 0, spans, nullptr, kTensors, &result) == TFDIST_OK);
 }
 
 void in_threads(int count, const std::function<void(int)>& run) {
@@ -306,7 +306,7 @@ void test_hosted() {
   const tfdist_client_part part{0, 0, 0, 16};
   const tfdist_client_tensor tensor{"tensor", TFDIST_FLOAT32, 1, 1, &part};
   const int64_t bytes = 64;
-  const tfdist_client_store store{&tensor, 1, &number, nullptr, &bytes, 0};
+  const tfdist_client_store store{&tensor, 1, &number, nullptr, &bytes, 0, 0, 0};
   CHECK(tfdist_client_add_store(client, &store) == 0);
   float values[16] = {};
   const tfdist_exchange_dense dense{0, 0, values, values, values};

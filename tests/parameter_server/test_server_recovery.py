@@ -8,12 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from tests.parameter_server.jobs import SECONDS, SECRET, Worker, push, read, sgd, together, zeros
+from tests.parameter_server.jobs import SECONDS, SECRET, Worker, push, read, sgd, zeros
 from tests.parameter_server.processes import children
+from tfdist import errors
 from tfdist.parameter_server import spawn
 from tfdist.parameter_server.client import Client, Options, Tensor
+from tfdist.parameter_server.keeper import Keeping
 from tfdist.parameter_server.recovery import Recovery
 from tfdist.parameter_server.rules import make_rule
+from tfdist.parameter_server.server import ParameterServer
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -22,6 +25,8 @@ ADD = make_rule("add")
 COUNTERS = [Tensor("w", (N,), "float64", ADD), Tensor("v", (7, 3), "float64", ADD)]
 TABLE = Tensor("e", (64, 4), "float64", ADD)
 RECOVERY = Recovery(seconds=SECONDS)
+ROWS = (np.array([3, 60, 3]), np.ones((3, 4)))
+ADAM = make_rule("adam", beta_1=0.9, beta_2=0.999, epsilon=1e-7)
 
 
 @contextlib.contextmanager
@@ -106,3 +111,180 @@ def test_a_killed_server_goes_on_with_what_the_workers_have(transport, prefetch)
         w, v = read(stores[0])
         assert (w == w[0]).all() and (v == v[0, 0]).all()
         assert (w[0], v[0, 0], stores[0].summaries()[0]["updates"]) == (total, total, total)
+
+
+def count_through_kills(stores, kills, rows=None):
+    """Trains while servers are killed; returns how many pushes there were, and the store's parameters."""
+    over = []
+    workers = [Worker(train, Counting(store, rows), 5, lambda: over) for store in stores]
+    for server in kills:
+        kill(server)
+        before = stores[0].summaries()[server]["updates"]
+        while stores[0].summaries()[server]["updates"] < before + 3 * len(stores):
+            time.sleep(0.01)
+    over.append(True)
+    total = sum(worker.result() for worker in workers)
+    return total, read(stores[0])
+
+
+def test_with_replicas_nothing_is_lost(transport):
+    """Not even of a table of which nobody has a copy, as only rows are pushed to it."""
+    with recovering(2, 3, transport, [*COUNTERS, TABLE], replicas=2) as stores:
+        total, (w, v, e) = count_through_kills(stores, (0, 1, 2), ROWS)
+    assert (w == total).all() and (v == total).all()
+    assert (e[3] == 2 * total).all() and (e[60] == total).all() and e.sum() == 4 * 3 * total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_twenty_kills_in_one_job(replicas):
+    kills = [i % 2 for i in range(20)]
+    with recovering(3, 2, "shm", [*COUNTERS, TABLE], replicas=replicas) as stores:
+        total, (w, v, e) = count_through_kills(stores, kills, ROWS)
+    assert (w == total).all() and (v == total).all()  # of these each worker had a copy
+    assert (e[60] <= total).all() and (
+        e[3] == 2 * e[60]
+    ).all()  # none twice; with one copy, those of 20 intervals may lack
+    assert replicas == 1 or (e[60] == total).all()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_step_of_all_workers_is_done_once(transport, replicas):
+    with recovering(2, 2, transport, COUNTERS, mode="sync", replicas=replicas) as stores:
+        over = []
+        workers = [Worker(in_step, Counting(store), lambda: over) for store in stores]
+        for server in (0, 1):
+            kill(server)
+            before = stores[0].summaries()[server]["updates"]
+            while stores[0].summaries()[server]["updates"] < before + 5:
+                time.sleep(0.01)
+        over.append(True)
+        for worker in workers:
+            w, v = worker.result()
+            assert (w == w[0]).all() and w[0] == v[0, 0] == workers[0].result()[0][0]
+        assert read(stores[0])[0][0] == stores[0].summaries()[0]["updates"] == w[0]
+
+
+def in_step(counting, ends):
+    """Steps until all workers know that it is over; returns what came back each time, checked."""
+    steps = 0
+    while steps < 2000:
+        counting.step()
+        steps += 1
+        assert counting.current[0][0] == steps, "each step is the mean of ones, and counts once"
+        if ends():
+            counting.store.set_active(False)
+            break
+    return counting.current
+
+
+@contextlib.contextmanager
+def server_that_moves(folder, tensors, rank=0):
+    """Yields a store and a function that ends its server as if it were killed, and starts another one elsewhere."""
+    servers = [ParameterServer(1, SECRET, timeout=SECONDS, keeping=Keeping(str(folder)))]
+
+    def move(*, snapshot):
+        if snapshot:
+            servers[-1]._keeper.write()
+        servers[-1].close(clear=False)
+        servers.append(
+            ParameterServer(1, SECRET, timeout=SECONDS, keeping=Keeping(str(folder), incarnation=len(servers)))
+        )
+
+    recovery = Recovery(seconds=SECONDS, find=lambda _: servers[-1].address)
+    client = Client([servers[0].address], rank, SECRET, timeout=SECONDS, recovery=recovery)
+    try:
+        store = client.add_store("model", tensors, Options())
+        store.write(0, [np.zeros(t.shape) for t in tensors])
+        store.begin(1, 0, tell=True)
+        store.set_active(True)
+        yield store, move
+    finally:
+        client.close()
+        servers[-1].close()
+    assert not os.path.exists(folder)
+
+
+def adam_steps(store, steps, current):
+    rng = np.random.default_rng(len(steps))
+    for _ in steps:
+        fresh = zeros(store)
+        gradients = [rng.normal(size=t.shape) for t in store.tensors]
+        store.exchange(gradients, fresh, learning_rate=0.1, current=current)
+        current = fresh
+    return current
+
+
+def adam_reference(tmp_path, counts):
+    with server_that_moves(tmp_path / "reference", [Tensor("w", (N,), "float64", ADAM)]) as (store, _):
+        current = read(store)
+        for count in counts:
+            current = adam_steps(store, range(count), current)
+    return current[0]
+
+
+def test_the_optimizers_state_is_that_of_the_snapshot(tmp_path):
+    expected = adam_reference(tmp_path, (4, 3))
+    with server_that_moves(tmp_path / "a", [Tensor("w", (N,), "float64", ADAM)]) as (store, move):
+        current = adam_steps(store, range(4), read(store))
+        move(snapshot=True)
+        current = adam_steps(store, range(3), current)
+        assert store.summaries()[0]["updates"] == 7
+        moments = zeros(store)
+        store.read(1, moments)
+        assert (moments[0] != 0).all()
+    np.testing.assert_array_equal(current[0], expected)
+
+
+def test_parameters_are_those_of_the_worker_where_the_snapshot_is_older(tmp_path):
+    with server_that_moves(tmp_path / "a", [Tensor("w", (N,), "float64", ADAM)]) as (store, move):
+        current = adam_steps(store, range(4), read(store))
+        move(snapshot=False)
+        fresh = zeros(store)
+        zero = [np.zeros(N)]
+        store.exchange(zero, fresh, learning_rate=0.0, current=current)
+        np.testing.assert_array_equal(fresh[0], current[0])  # not the zeros that are in the snapshot
+        assert store.summaries()[0]["updates"] == 5
+
+
+def test_a_reading_offers_what_the_worker_has(tmp_path):
+    with server_that_moves(tmp_path / "a", [Tensor("w", (N,), "float64", ADAM)]) as (store, move):
+        current = adam_steps(store, range(4), read(store))
+        move(snapshot=False)
+        again = zeros(store)
+        assert store.read(0, again, current) == 4
+        np.testing.assert_array_equal(again[0], current[0])
+
+
+def test_rows_are_pulled_from_the_server_that_comes_back(tmp_path):
+    with server_that_moves(tmp_path / "a", [TABLE]) as (store, move):
+        push(store, ROWS)
+        move(snapshot=True)
+        np.testing.assert_array_equal(store.pull_rows(0, [3, 60, 5])[:, 0], [2, 1, 0])
+        assert push(store, ROWS)[1][0][3, 0] == 4
+        np.testing.assert_array_equal(store.pull_rows(0, [3, 60, 5])[:, 0], [4, 2, 0])
+
+
+def test_a_server_that_does_not_come_back():
+    server = ParameterServer(1, SECRET, timeout=SECONDS)
+    client = Client([server.address], 0, SECRET, timeout=SECONDS, recovery=Recovery(seconds=0.2))
+    try:
+        store = client.add_store("model", [sgd("w", (8,))], Options())
+        store.begin(0, 0)
+        push(store, np.ones(8))
+        server.close()
+        text = "parameter server 0 at .* failed on rank 0 after 1 updates: it is lost and did not come back within timeout 0.2 s"
+        with pytest.raises(errors.ServerLostError, match=text):
+            push(store, np.ones(8))
+        with pytest.raises(errors.ServerLostError, match="was expected to answer 'summary' on rank 0"):
+            store.summaries()
+    finally:
+        client.close()
+        server.close()
+
+
+def test_replicas_need_two_servers():
+    with pytest.raises(
+        errors.ConfigurationError, match="at least two parameter servers. Received: server_replicas=2, 1 ser"
+    ):
+        Client(["127.0.0.1:1"], 0, SECRET, replicas=2)

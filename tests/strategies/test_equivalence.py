@@ -25,12 +25,18 @@ def one():
 # One asynchronous worker is as good as plain Keras: nobody else pushes, nothing is stale.
 @pytest.fixture(
     scope="module",
-    params=[("ring", 2, "tcp"), ("ring", 3, "shm"), ("sync", 2, "shm"), ("async", 1, "tcp")],
+    params=[
+        ("ring", 2, "tcp", "static"),
+        ("ring", 3, "shm", "elastic"),
+        ("sync", 2, "shm", "elastic"),
+        ("async", 1, "tcp", "static"),
+    ],
     ids=lambda row: "-".join(map(str, row)),
 )
 def many(request):
-    strategy, num_workers, transport = request.param
+    strategy, num_workers, transport, membership = request.param
     environment = {"TFDIST_STRATEGY": strategy, "TFDIST_TRANSPORT": transport}
+    environment["TFDIST_RECOVER"] = str(int(membership == "elastic"))
     names = list(cases.CASES)
     return run_workers(
         num_workers, "tests.strategies.cases:run_cases", timeout=800, environment=environment, names=names

@@ -26,11 +26,11 @@ _LAWS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[(2, "shm"), (3, "tcp")], ids=["2-shm", "3-tcp"])
+@pytest.fixture(scope="module", params=[(2, "shm", "1"), (3, "tcp", "0")], ids=["2-shm-elastic", "3-tcp"])
 def ranks(request, tmp_path_factory):
-    num_workers, transport = request.param
+    num_workers, transport, recover = request.param
     arguments = dict(names=_LAWS, folder=str(tmp_path_factory.mktemp("laws")))
-    environment = {"TFDIST_TRANSPORT": transport}
+    environment = {"TFDIST_TRANSPORT": transport, "TFDIST_RECOVER": recover}
     return run_workers(num_workers, "tests.strategies.laws:checks", timeout=300, environment=environment, **arguments)
 
 

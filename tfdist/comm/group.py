@@ -119,7 +119,9 @@ class Group:
             values = (ctypes.c_int64 * len(counts))(*(dict(counts).values()))
             code = core.tfdist_group_reform(native, channels, values, len(counts), int(starts_anew))
         if code != library.OK:
-            raise ConfigurationError("collectives were expected not to be under way where a worker joins. Received: some.")
+            raise ConfigurationError(
+                "collectives were expected not to be under way where a worker joins. Received: some."
+            )
         self.members = members
 
     @property
@@ -388,6 +390,11 @@ class Group:
         """
         if self.native is not None:
             library.core().tfdist_group_close(self.native, None if failure is None else failure.encode())
+
+    def watch(self, seconds):
+        """For so long peers must show that they live, as while a collective waits for them (TFDIST_HEARTBEAT_SECONDS)."""
+        if self.native is not None:
+            library.core().tfdist_group_watch(self.native, seconds)
 
     def raise_error(self, code):
         """Raises what a native code other than OK stands for, with the group's first failure as the text."""

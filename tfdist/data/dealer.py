@@ -78,17 +78,18 @@ class Dealer:
         return Deal(open_epoch, looks, first_epoch, is_leased=self._leases is not None)
 
 
-def for_job(cluster, name):
+def for_job(cluster, name, watch):
     """Returns the dealer of a worker: with leases where the job goes on without workers that are lost.
 
     Args:
       cluster: a `tfdist.cluster.Cluster` of several workers.
       name: str that no other dealer of the job has.
+      watch: see `Leases`.
     """
     if not variables.recover(os.environ, default=False):
         return Dealer(cluster.world_size, cluster.rank, StoreCounter(cluster), name)
     num_initial = variables.initial_workers(os.environ, cluster.world_size)
-    leases = Leases(cluster, variables.incarnation(os.environ), num_initial)
+    leases = Leases(cluster, variables.incarnation(os.environ), num_initial, watch)
     return Dealer(cluster.world_size, cluster.rank, name=name, leases=leases)
 
 

@@ -23,19 +23,19 @@ class Members:
     """Who is lost and who takes part.
 
     Args:
-      dead, joined: dict of rank to incarnation.
+      lost, joined: dict of rank to the newest incarnation of which that is so.
       num_initial: int; ranks below it take part from the beginning.
     """
 
-    def __init__(self, dead, joined, num_initial):
-        self._dead, self._joined, self._num_initial = dead, joined, num_initial
+    def __init__(self, lost, joined, num_initial):
+        self._lost, self._joined, self._num_initial = lost, joined, num_initial
 
     def is_lost(self, holder):
-        return holder.incarnation <= self._dead.get(holder.rank, -1)
+        return holder.incarnation <= self._lost.get(holder.rank, -1)
 
     def takes_part(self, rank):
         newest = self._joined.get(rank, 0 if rank < self._num_initial else -1)
-        return newest > self._dead.get(rank, -1)
+        return newest > self._lost.get(rank, -1)
 
     def awaited(self, leases, me):
         """Returns the holders, but for `me`, that have batches to finish or have yet to begin."""

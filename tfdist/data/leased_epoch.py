@@ -11,10 +11,13 @@ from tfdist.cluster.store import StoreTimeoutError
 from tfdist.data.holders import Holder
 from tfdist.data.pieces import piece
 
-# A lease is written anew when a batch is finished, but not more often than takes this fraction of the time.
+# A lease is written anew when a batch is finished, but not more often than takes this fraction of the time, unless that
+# is seldom: what a lost worker has finished since is trained on twice.
 _WRITING_FRACTION = 0.02
+_SELDOM_SECONDS = 0.01
 _WAIT_SECONDS = 0.1  # then it is seen whether somebody was lost
 _PAUSE_SECONDS = 0.02
+_WATCH_SECONDS = 1.0
 _ENDLESS = 2**53
 
 
@@ -62,7 +65,7 @@ class LeasedEpoch:
             if self._num_finished and not self._has_left:
                 self._write()
             end = time.time()
-        return end + (end - begin) / _WRITING_FRACTION
+        return end + min((end - begin) / _WRITING_FRACTION, _SELDOM_SECONDS)
 
     def rest(self):
         """Takes a batch that others have left behind; all that was taken before has been trained on.
@@ -94,6 +97,7 @@ class LeasedEpoch:
                     self._name, self._leases.timeout, ", ".join(str(holder.rank) for holder in awaited),
                 )  # fmt: skip
                 break
+            self._leases.watch(_WATCH_SECONDS)
             self._wait_for(awaited[0])
         return 0, 0
 

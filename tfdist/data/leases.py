@@ -9,7 +9,8 @@ In the job's store stand, for each epoch `<e>` (`dealt/<dealer>/<data set>/<epoc
     <e>/done/<rank>.<i>            set when that worker holds nothing and finds nothing to take
 
 A counter is raised and the lease written in one step of the store, so nothing is taken without a record. `elastic/dead/<rank>`
-holds the newest incarnation that is lost, `elastic/joined/<rank>` one that has joined later.
+holds the newest incarnation that is lost, `elastic/excluded/<rank>` that which the others go on without though it may live, and
+`elastic/joined/<rank>` one that has joined later.
 """
 
 import threading
@@ -30,9 +31,11 @@ class Leases:
       cluster: a `tfdist.cluster.Cluster` with a store.
       incarnation: int, how often this worker has been restarted.
       num_initial: int, how many workers the job began with; None: all of `cluster`.
+      watch: called with seconds again and again while one waits for others: who falls silent meanwhile shall be lost.
     """
 
-    def __init__(self, cluster, incarnation=0, num_initial=None):
+    def __init__(self, cluster, incarnation=0, num_initial=None, watch=lambda seconds: None):
+        self.watch = watch
         self.me = Holder(cluster.rank, incarnation)
         self.world_size = cluster.world_size
         self.timeout = cluster.timeout or _DEFAULT_TIMEOUT_SECONDS
@@ -71,11 +74,12 @@ class Leases:
 
     def members(self):
         """Returns the `Members` of now."""
-        tables = []
-        for prefix in ("elastic/dead/", "elastic/joined/"):
-            items = self.client().items(prefix)
-            tables.append({int(key.removeprefix(prefix)): int(value) for key, value in items.items()})
-        return Members(*tables, self._num_initial)
+        dead, excluded, joined = map(self._incarnations, ("elastic/dead/", "elastic/excluded/", "elastic/joined/"))
+        lost = {rank: max(dead.get(rank, -1), excluded.get(rank, -1)) for rank in dead | excluded}
+        return Members(lost, joined, self._num_initial)
+
+    def _incarnations(self, prefix):
+        return {int(key.removeprefix(prefix)): int(value) for key, value in self.client().items(prefix).items()}
 
     def close(self):
         """Leaves every epoch and closes the connections."""

@@ -14,7 +14,6 @@ from absl import logging
 
 from tfdist.data import permutation, rows, sharding, shares
 
-
 _LOCAL = threading.local()
 
 
@@ -122,7 +121,6 @@ class Part:
         self._first, self._missed = 0, np.zeros(0, np.int64)  # the batches from there on share the missed rows
         self._lost = [self._missed]  # rows that were missed since
         self._has_lost = False
-        self.members = self._elastic.present
         self._divide()
 
     def state(self):
@@ -140,7 +138,6 @@ class Part:
         else:
             while self._data.num_iterators < state["iterators"]:
                 self._data.iterator(0, 1)
-        self.members = self._elastic.present
         self._divide()
 
     def pass_over(self, num_batches, missed=()):
@@ -165,9 +162,7 @@ class Part:
     def ready(self):
         """Returns the iterator of the batches to come; all members do at the same place."""
         self._begin()
-        present = self._elastic.present
-        if present != self.members and self.can_divide:
-            self.members = present
+        if self._elastic.generation != self._divided_in and self.can_divide:  # one may have come back meanwhile
             self._divide()
         return self._iterator
 
@@ -209,6 +204,7 @@ class Part:
         logging.info("tfdist: the rows of rank %s will be seen by the others %s", ", ".join(map(str, lost)), when)
 
     def _divide(self):
+        self.members, self._divided_in = self._elastic.present, self._elastic.generation
         index, count = self._elastic.share_of_data
         if self._arrays is None:
             self._iterator = self._data.iterator(index, count)

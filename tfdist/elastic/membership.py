@@ -224,7 +224,11 @@ class Membership:
     def _connect(self, store, decision, generation):
         members = tuple(decision.members)
         place = dataclasses.replace(
-            self._cluster, rank=members.index(self.group.rank), world_size=len(members), local_rank=0, local_world_size=1
+            self._cluster,
+            rank=members.index(self.group.rank),
+            world_size=len(members),
+            local_rank=0,
+            local_world_size=1,
         )
 
         def check():

@@ -58,7 +58,7 @@ class Slot:
     @property
     def is_free(self):
         """Whether a worker may be added here."""
-        return self.process is None or self.is_given_up
+        return self.restart_at is None and (self.process is None or self.is_given_up)
 
 
 class Crew:

@@ -9,6 +9,7 @@ from tfdist.launch.restarts import Record, decide
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
 _LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 10.0
 _EXCLUDED_SECONDS = 5.0  # for a worker to see by itself that it was excluded; one that has stopped does not
 
 
@@ -39,12 +40,12 @@ class Recovery:
             return self._is_late_joiner(slot)
         if not slot.is_server:
             self._store.tell_lost(slot.rank, slot.incarnation)  # first: the others wait for it
-            if self._has_reported(slot):
+            if code != EXIT_AGAIN and self._has_reported(slot):
                 return False
         self._crew.bury(slot)
         if not slot.is_server and self._store.is_over():
             slot.is_given_up = True
-            self._say(f"{_name(slot)} {_manner(slot)} when the job had ended.")
+            self._say(f"{_name(slot)} {self._manner(slot)} when the job had ended.")
             return True
         return self._replace(slot)
 
@@ -146,7 +147,7 @@ class Recovery:
             self.refusal = self._shortage()
         if self.refusal:
             return False
-        self._say(f"{_name(slot)} {_manner(slot)} after {life:.1f} s; {what}.")
+        self._say(f"{_name(slot)} {self._manner(slot)} after {life:.1f} s; {what}.")
         return True
 
     def _num_live(self):
@@ -172,7 +173,14 @@ class Recovery:
     def _start(self, slot):
         if slot.is_server:
             self._addresses[slot] = self._store.server_address(slot.rank)
-        self._crew.start(slot)
+        try:
+            self._crew.start(slot)
+        except OSError as error:  # no memory, or no process is left
+            slot.record.restarts += 1
+            slot.is_given_up = slot.record.restarts > self._rules.max_restarts
+            slot.restart_at = None if slot.is_given_up else time.monotonic() + _RETRY_SECONDS
+            what = "given up" if slot.is_given_up else f"tried again in {_RETRY_SECONDS:g} s"
+            self._say(f"{_name(slot)} could not be started ({error}); {what}.")
 
     def _has_joined(self, slot):
         if slot.is_server:
@@ -188,6 +196,13 @@ class Recovery:
                 if now - since >= _EXCLUDED_SECONDS:
                     slot.process.send(signal.SIGKILL)
 
+    def _manner(self, slot):
+        if slot.process.exit_code == EXIT_AGAIN:
+            return "was excluded"
+        if (slot, slot.incarnation) in self._excluded:
+            return "was excluded and stood still"
+        return failures.manner(slot.process.exit_code)
+
     def _dismiss(self, joiners, waiting):
         for slot in joiners:
             if not self._has_joined(slot):
@@ -199,9 +214,3 @@ class Recovery:
 
 def _name(slot):
     return f"server {slot.rank}" if slot.is_server else f"rank {slot.rank}"
-
-
-def _manner(slot):
-    if slot.process.exit_code == EXIT_AGAIN:
-        return "was excluded"
-    return failures.manner(slot.process.exit_code)

@@ -28,6 +28,7 @@ from tfdist.parameter_server.server import ParameterServer
 
 _DEFAULT_TIMEOUT_SECONDS = 600.0
 _FIND_SECONDS = 3.0
+_LOOK_SECONDS, _ALONE_LOOKS = 0.5, 3
 
 
 def main(arguments=None):
@@ -58,9 +59,12 @@ def main(arguments=None):
         with ParameterServer(place.world_size, place.secret, **listens, timeout=timeout, keeping=keeping) as server:
             _publish(place, server.address, chosen.report_to)
             if chosen.report_to is not None:
-                threading.Thread(target=_watch, args=(stopped,), daemon=True).start()
+                threading.Thread(target=_watch, args=(stopped, server if keeping else None), daemon=True).start()
             stopped.wait()
             _summarize(place, server)
+        if chosen.snapshots:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(chosen.snapshots))  # others may still have theirs there
     except TfdistError as error:
         print(f"tfdist parameter server: {error}", file=sys.stderr)
         return 1
@@ -85,7 +89,7 @@ def _keeping(chosen, place):
     if chosen.snapshots:
         peers = chosen.peers.split(",")
         find = peers.__getitem__ if len(peers) > 1 else None
-        return Keeping(chosen.snapshots, find=find, resumes=chosen.incarnation > 0)
+        return Keeping(chosen.snapshots, find=find, incarnation=chosen.incarnation)
     if chosen.report_to is not None or not variables.recover(os.environ, default=False):
         return None
 
@@ -97,7 +101,7 @@ def _keeping(chosen, place):
     job = hashlib.sha256(place.secret + place.store_address.encode()).hexdigest()[:16]
     path = os.path.join(folder, f"tfdist-{os.getuid()}-{job}-server-{place.index}")
     find = find if place.store_address and place.num_servers > 1 else None
-    return Keeping(path, find=find, resumes=variables.incarnation(os.environ) > 0)
+    return Keeping(path, find=find, incarnation=variables.incarnation(os.environ))
 
 
 def _leave_the_workers_core():
@@ -116,10 +120,13 @@ def _publish(place, address, descriptor):
             store.set(f"{ADDRESS_KEY}{place.index}", address.encode())
 
 
-def _watch(stopped):
-    """The starter's end of the pipe closes when it ends, however it ends."""
+def _watch(stopped, server):
+    """The starter's end of the pipe closes when it ends, however it ends; other workers may go on without it."""
     while os.read(sys.stdin.fileno(), 1):
         pass
+    alone = 0
+    while server and alone < _ALONE_LOOKS and not stopped.wait(_LOOK_SECONDS):
+        alone = 0 if server.num_connections() else alone + 1
     stopped.set()
 
 

@@ -190,7 +190,9 @@ class Client:
             epoch = self._reconnector.epoch(server) if self._reconnector else 0
             try:
                 if self._closed:
-                    raise errors.ServerLostError(_closed_text(server, self.addresses[server], header, self.rank), server)
+                    raise errors.ServerLostError(
+                        _closed_text(server, self.addresses[server], header, self.rank), server
+                    )
                 return self._controls[server].ask(header, value)
             except errors.ServerLostError:
                 if self._closed or not (self._reconnector and self._reconnector.await_newer(server, epoch)):

@@ -57,7 +57,9 @@ class ClientStore:
             elif replica_of:
                 declaration["partner"] = {"server": (server - 1) % count, "store": replica_of}
             self._texts[server] = zlib.compress(json.dumps(declaration).encode())
-        self._sizes = [sum(-(-s["elements"] * s["item_bytes"] // _ALIGNMENT) * _ALIGNMENT for s in kept) for kept in shards]
+        self._sizes = [
+            sum(-(-s["elements"] * s["item_bytes"] // _ALIGNMENT) * _ALIGNMENT for s in kept) for kept in shards
+        ]
         try:
             self.id = client.declare(self, lambda: self._declare(native_parts))
             self.is_shared = all(server in self._windows for server in self.servers)
@@ -108,7 +110,9 @@ class ClientStore:
         if server in self._windows:
             header = {"op": "window", "store": self.name, "window": self._windows[server][1]}
             if not control.ask(header)["shared"]:
-                raise errors.TransportError(f"Parameter server {server} was expected to map this worker's memory again.")
+                raise errors.TransportError(
+                    f"Parameter server {server} was expected to map this worker's memory again."
+                )
         if self._active is not None:
             control.ask({"op": "active", "store": self.name, "active": self._active})
         return number
@@ -143,19 +147,26 @@ class ClientStore:
         if self._replica:
             self._replica.write(slot, arrays)
 
-    def read(self, slot, arrays):
-        """Fills the contiguous `arrays` (None leaves one out) with array `slot`; returns how many updates they have seen."""
-        return self._transfer(False, slot, arrays).updates
+    def read(self, slot, arrays, current=None):
+        """Fills the contiguous `arrays` (None leaves one out) with array `slot`; returns how many updates they have seen.
 
-    def _transfer(self, writes, slot, arrays):
+        `current`: see `exchange`.
+        """
+        return self._transfer(False, slot, arrays, current).updates
+
+    def _transfer(self, writes, slot, arrays, current=None):
+        spans, known = self._spans(arrays), None if current is None else self._spans(current)
+        result = library.Result()
+        arguments = (self._client.native, self.id, writes, slot, spans, known, len(spans), result)
+        return self._checked(library.core().tfdist_client_transfer(*arguments), result)
+
+    def _spans(self, arrays):
         spans = (comm_library.Span * len(self.tensors))()
         for span, array, tensor in zip(spans, arrays, self.tensors):
             if array is not None:
                 self._check(array, tensor)
                 span.data, span.elements = array.ctypes.data, array.size
-        result = library.Result()
-        arguments = (self._client.native, self.id, writes, slot, spans, len(spans), result)
-        return self._checked(library.core().tfdist_client_transfer(*arguments), result)
+        return spans
 
     def _check(self, array, tensor, shape=None):
         shape = tuple(tensor.shape) if shape is None else shape

@@ -32,7 +32,9 @@ def dial(address, server, identity, secret, timeout=30.0):
         ) from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        authenticate(connection, secret, initiator=True, identity=json.dumps(identity).encode(), timeout=min(timeout, 10.0))
+        authenticate(
+            connection, secret, initiator=True, identity=json.dumps(identity).encode(), timeout=min(timeout, 10.0)
+        )
     except BaseException:
         connection.close()
         raise

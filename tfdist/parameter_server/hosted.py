@@ -41,6 +41,7 @@ class HostedOptimizer:
         self.optimizer = _make(keras, description["optimizer"])
         self._trained = [s for s in shards if s["name"] != MIRROR and s["rule"] is None]
         self._variables = []
+        self._is_resumed = False
         shared = zip(self._trained, description["constraints"], description["overwritten"])
         for shard, constraint, is_overwritten in shared:
             variable = keras.Variable(
@@ -56,6 +57,10 @@ class HostedOptimizer:
         self.optimizer.build(self._variables)
         self._scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         self.callback = library.HOST(self._apply)
+
+    def resume(self):
+        """The parameters may be newer than these variables when the first gradient comes: workers offer what they have."""
+        self._is_resumed = True
 
     def attach(self, array):
         """Takes `array(shard)`, which gives the address of a shard's parameters."""
@@ -113,6 +118,11 @@ class HostedOptimizer:
         given = {gradient.shard: gradient for gradient in gradients}
         scale = float(self.optimizer.dynamic_scale.numpy()) if self._scales else 1.0
         self.optimizer.learning_rate = learning_rate
+        if self._is_resumed:
+            self._is_resumed = False
+            for index, variable in self._indexed():
+                variable.assign(self._memory(index))
+            self._take_scalars()
         pairs = []
         for index, variable in self._indexed():
             if index in given:
@@ -135,6 +145,13 @@ class HostedOptimizer:
     def _memory(self, index):
         shard = self._shards[index]
         return memory(self._array(index), shard["shape"], shard["dtype"])
+
+    def _take_scalars(self):
+        """A worker may have offered newer ones than those of the snapshot."""
+        for index, shard in enumerate(self._shards):
+            if shard["name"] == MIRROR:
+                for variable, value in zip(scalars_of(self.optimizer), self._memory(index).tolist()):
+                    variable.assign(np.asarray(value).astype(variable.dtype))
 
     def _tell_scalars(self):
         for index, shard in enumerate(self._shards):

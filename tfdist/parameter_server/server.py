@@ -66,6 +66,11 @@ class ParameterServer:
         self._acceptor = threading.Thread(target=self._accept, name="tfdist-server", daemon=True)
         self._acceptor.start()
 
+    def num_connections(self):
+        """Returns how many control connections there are."""
+        with self._lock:
+            return len(self._connections)
+
     def _resume(self):
         for description, blocks, is_newest in self._keeper.found():
             given = (description["name"], description["declaration"])
@@ -74,7 +79,8 @@ class ParameterServer:
                 state.load(store, blocks)
             except ValueError as error:
                 raise TransportError(f"A state of this job was expected in the snapshot. Received: {error}.") from error
-            store.resume(self._keeper.offer_seconds, is_newest=is_newest)
+            keeping = self._keeper.keeping
+            store.resume(keeping.offer_seconds, newest_of=keeping.incarnation if is_newest else 0)
             self._stores[store.name] = store
             logging.info("parameter server: %r goes on after %d updates", store.name, store.summary()["updates"])
 

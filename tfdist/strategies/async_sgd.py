@@ -38,13 +38,14 @@ class AsyncSGDStrategy(AbstractServerStrategy):
     """
 
     def __init__(self, staleness_bound=None, staleness_weighting="none", delay_compensation=0.0, *, num_servers=None,
-                 compensation_kind="adaptive", prefetch=None, sparse_updates="keras", not_finite="raise", group=None,
-                 seed=None, timeout=None):  # fmt: skip
+                 compensation_kind="adaptive", prefetch=None, sparse_updates="keras", not_finite="raise",
+                 server_replicas=1, group=None, seed=None, timeout=None):  # fmt: skip
         mode = "async" if staleness_bound is None else "bounded"
         check_counts(mode, staleness_bound, 0, num_servers)
         super().__init__(
             mode,
             num_servers=num_servers,
+            server_replicas=server_replicas,
             staleness_bound=staleness_bound or 0,
             staleness_weighting=staleness_weighting,
             compensation=compensation(delay_compensation, compensation_kind),

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdist.comm import failures
 from tfdist.data import permutation, py_dataset, uneven
+from tfdist.errors import TfdistError
 from tfdist.strategies import keras_elastic, keras_faults, keras_saving, keras_servers, keras_steps
 from tfdist.strategies.keras_functions import refuse_jit, strategy_of
 from tfdist.strategies.replica import AbstractReplicaStrategy
@@ -86,10 +87,15 @@ def fit(original, model, *args, **kwargs):
     call["initial_epoch"] = max(call["initial_epoch"], first_epoch)
     call["callbacks"] = _fit_callbacks(strategy, call["callbacks"], call["initial_epoch"])
     _be_quiet(strategy, call)
-    with _calling(strategy, seed, call["x"], is_fit=True, has_length=call["steps_per_epoch"] is not None):
-        if isinstance(call["x"], py_dataset.SharedOrder):
-            current_call().orders.append(call["x"])
-        history = _fit(original, model, strategy, call)
+    try:
+        with _calling(strategy, seed, call["x"], is_fit=True, has_length=call["steps_per_epoch"] is not None):
+            if isinstance(call["x"], py_dataset.SharedOrder):
+                current_call().orders.append(call["x"])
+            history = _fit(original, model, strategy, call)
+    except TfdistError:
+        for callback in call["callbacks"]:  # what Keras does not tell them
+            getattr(callback, "emergency", lambda: None)()
+        raise
     keras_elastic.keep_history(strategy, history)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})
     return history

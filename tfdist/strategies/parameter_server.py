@@ -25,6 +25,7 @@ class ParameterServerStrategy(AbstractServerStrategy):
     Args:
       mode: "async", "bounded" or "sync".
       num_servers: int; default: those that `tfdist run --servers` started, else one that the chief starts.
+      server_replicas: 2 to keep each part on two servers, so that the loss of one loses nothing; workers push twice.
       staleness_bound: int >= 0, for mode "bounded".
       backup_workers: int >= 0, for mode "sync": so many gradients of each step are not waited for.
       staleness_weighting: "none", "inverse" or "exponential": w(tau), see `tfdist.staleness.weighting`.
@@ -52,11 +53,12 @@ class ParameterServerStrategy(AbstractServerStrategy):
 
     def __init__(self, mode="async", num_servers=None, *, staleness_bound=None, backup_workers=0, staleness_weighting="none",
                  delay_compensation=0.0, compensation_kind="adaptive", prefetch=None, sparse_updates="keras",
-                 not_finite="raise", group=None, seed=None, timeout=None):  # fmt: skip
+                 not_finite="raise", server_replicas=1, group=None, seed=None, timeout=None):  # fmt: skip
         check_counts(mode, staleness_bound, backup_workers, num_servers)
         super().__init__(
             mode,
             num_servers=num_servers,
+            server_replicas=server_replicas,
             staleness_bound=staleness_bound or 0,
             backup_workers=backup_workers,
             staleness_weighting=staleness_weighting,

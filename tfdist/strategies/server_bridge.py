@@ -21,7 +21,7 @@ class Message:
         self._rows = []  # (position, slices, current or None)
 
     def add_dense(self, position, gradient, current):
-        """Adds a tensor's gradient; `current`: the variable, or its value."""
+        """Adds a tensor's gradient; `current`: the variable, or its value, as the servers sent it last."""
         self._dense.append((position, gradient, current))
 
     def add_rows(self, position, slices, current, *, is_whole):
@@ -39,11 +39,11 @@ class Message:
         Returns:
           `(fresh, updates)`: the parameters by position, and an int64 scalar, how many updates they have seen.
         """
-        prefetch = self._strategy.prefetch
+        prefetch, offers = self._strategy.prefetch, self._strategy.client.recovers
         whole = [(position, current) for position, _, current in self._rows if current is not None]
         dense = [gradient for _, gradient, _ in self._dense]
         values = [tf.convert_to_tensor(current) for _, current in whole]
-        current = [tf.convert_to_tensor(current) for _, _, current in self._dense] if prefetch else []
+        current = [tf.convert_to_tensor(current) for _, _, current in self._dense] if prefetch or offers else []
         results = _call(
             operations().tfdist_exchange,
             dense=dense,
@@ -62,6 +62,7 @@ class Message:
             prefetch=int(prefetch),
             is_synchronous=int(self._strategy.mode == "sync"),
             not_finite=not_finite,
+            offers=int(offers),
         )
         fresh = {}
         for (position, gradient, _), value in zip(self._dense, results.fresh):

@@ -75,15 +75,29 @@ class ServerOptimizer:
         self._generation += 1
         iterations = int(strategy.share_bytes(str(int(self._core._iterations.numpy())).encode()))
         if strategy.is_chief:
-            self.store.write(0, [*[_array(v) for v in self._values], *self._mirror()])
-            self._write_state()
-            self.store.begin(self._generation, iterations, scalars=self._scalars(iterations), tell=True)
+            self._write(iterations)
         strategy.barrier("the servers have the chief's parameters")
         self.store.begin(self._generation, iterations)
         self.fetch_parameters()
         self._core._iterations.assign(iterations)
         self.resume()
         strategy.barrier("all workers have them")
+
+    def _write(self, iterations):
+        while True:  # again, if a server was lost before all was written
+            epoch = self._strategy.client.epoch
+            self.store.write(0, [*[_array(v) for v in self._values], *self._mirror()])
+            self._write_state()
+            self.store.begin(self._generation, iterations, scalars=self._scalars(iterations), tell=True)
+            if epoch == self._strategy.client.epoch:
+                return
+
+    def join(self):
+        """Takes part with what the servers have, as a worker does that is started again: no other worker waits for it."""
+        self._generation = self.store.join()
+        self.fetch_parameters()
+        self.fetch_state()
+        self.resume()
 
     def pause(self):
         """Waits until this worker's pushes are applied; nobody waits for further ones."""
@@ -107,7 +121,10 @@ class ServerOptimizer:
         """Makes the model's variables those of the servers."""
         arrays = [np.empty(tuple(v.shape), _dtype(v)) for v in self._values]
         mirror = [np.empty(len(self._mirrored))] if self._mirrored else []
-        updates = self.store.read(0, [*arrays, *mirror])
+        sent = None  # what the servers sent last, in case that one has lost it
+        if self._strategy.client.recovers:
+            sent = [np.asarray(_array(v), order="C") for v in self._values] + self._mirror()
+        updates = self.store.read(0, [*arrays, *mirror], sent)
         for variable, array in zip(self._values, arrays):
             variable.assign(array)
         self._core._iterations.assign(updates)
@@ -177,9 +194,8 @@ class ServerOptimizer:
         self._add_statistics(step, message)
         if self._mirrored:
             position = len(self._values)
-            message.add_dense(
-                position, tf.zeros([len(self._mirrored)], tf.float64), tf.zeros([len(self._mirrored)], tf.float64)
-            )
+            known = tf.stack([tf.cast(_value(variable), tf.float64) for variable in self._mirrored])
+            message.add_dense(position, tf.zeros([len(self._mirrored)], tf.float64), known)
         not_finite = NOT_FINITE["pass"] if hosting.scales_loss(self._optimizer) else self._strategy.not_finite
         fresh, updates = message.exchange(self._core.learning_rate, weight, is_sum, not_finite)
         for position, value in fresh.items():
@@ -230,7 +246,8 @@ class ServerOptimizer:
                 old = step.written[id(variable)][1]
                 share = 1 if self._strategy.mode == "sync" else self._strategy.world_size
                 delta = (variable.read_value() - old) / tf.cast(share, variable.dtype)
-                message.add_dense(len(self.variables) + i, delta, variable)
+                sent = variable if self._strategy.prefetch else old
+                message.add_dense(len(self.variables) + i, delta, sent)
 
 
 def _fitting(gradient, variable):

@@ -27,6 +27,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     Args:
       group, seed, timeout: see `RingAllReduceStrategy`.
       num_servers: int or None, see `tfdist.strategies.servers.connect`.
+      server_replicas: 1 or 2, how many servers keep each part of the parameters.
       prefetch: None, 0 or 1; None decides by the mode and the number of hosts.
       not_finite: "raise" or "skip".
       sparse_updates: "keras" or "lazy".
@@ -36,7 +37,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     uses_servers = True
 
     def __init__(self, mode, *, group, seed, timeout, num_servers, prefetch, not_finite, sparse_updates,
-                 staleness_bound=0, backup_workers=0, staleness_weighting="none", compensation=None):  # fmt: skip
+                 server_replicas=1, staleness_bound=0, backup_workers=0, staleness_weighting="none", compensation=None):  # fmt: skip
         from tfdist.strategies import servers, setup
 
         setup.check_keras()
@@ -70,7 +71,9 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         self._declared = itertools.count()
         self._number = next(_numbers)
         self._dealer = None
-        self.client, self._stop_servers = servers.connect(group, num_servers)
+        self.client, self._stop_servers = servers.connect(
+            group, num_servers, replicas=server_replicas, number=self._number
+        )
         atexit.register(self.close)
         setup.prepare(self)
 
@@ -159,7 +162,8 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         """Returns the `tfdist.data.dealer.Dealer` that hands out the pieces of an epoch, the same one at each call."""
         if self._dealer is None:
             name = f"strategy {self._number}"
-            self._dealer = dealer.Dealer(1) if self.world_size == 1 else dealer.for_job(cluster.current(), name)
+            is_alone, watch = self.world_size == 1, self.worker_group.watch
+            self._dealer = dealer.Dealer(1) if is_alone else dealer.for_job(cluster.current(), name, watch)
         return self._dealer
 
     def leave_epoch(self):

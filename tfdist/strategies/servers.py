@@ -11,24 +11,28 @@ from tfdist.cluster.server import ADDRESS_KEY
 from tfdist.cluster.store import StoreClient
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS
 from tfdist.parameter_server import spawn
-from tfdist.parameter_server.client import Client
+from tfdist.parameter_server.client import Client, check_replicas
+from tfdist.parameter_server.recovery import Recovery
 
 _FIND_SECONDS = 60.0
+_RETURN_SECONDS = 60.0  # in which a server that is lost has to come back
 
 
-def connect(group, num_servers):
+def connect(group, num_servers, *, replicas=1, number=0):
     """Connects this worker with all servers of the job.
 
     Args:
       group: the `Group` of the workers, or None for one.
       num_servers: int or None. Servers that `tfdist run --servers` or TF_CONFIG provides are used, and must be so many; where
-        there are none the chief starts `num_servers`, or one, on its host.
+        there are none the chief starts `num_servers`, or one, on its host, and starts those again that are killed.
+      replicas: 1 or 2, how many servers keep each part.
+      number: int, the strategy's, the same on all workers.
 
     Returns:
       `(client, stop)`: a `Client`, and a function that ends the servers started here.
 
     Raises:
-      ConfigurationError: the job has another number of servers.
+      ConfigurationError: the job has another number of servers, or too few for replicas.
       RendezvousError: a server does not answer.
     """
     place = cluster.current()
@@ -39,10 +43,18 @@ def connect(group, num_servers):
             f"num_servers is expected to be that of the job. Received: num_servers={num_servers}, and {given} from "
             f"{place.source}. Leave it out, or start as many."
         )
+    check_replicas(replicas, given or num_servers or 1)
     rank = group.rank if group else 0
-    stop = _nothing
+    stop, find = _nothing, None
+    recovers = variables.recovers(os.environ, default=not given)
     if given and place.store_address:
-        addresses, secret = _find(place, given), place.secret
+        addresses, secret = _find(place, range(given)), place.secret
+
+        def find(server):
+            return _find(place, [server])[0]
+
+    elif recovers and variables.incarnation(os.environ) and place.store_address:
+        addresses, secret = json.loads(_look_up(place, [_spawned(number)])[0]), place.secret
     else:
         secret = _as_text(place.secret or given_secret(os.environ) or random_secrets.token_bytes(32))
         addresses = None
@@ -50,12 +62,15 @@ def connect(group, num_servers):
             world_size = group.world_size if group else 1
             host = place.bind_host
             addresses, stop = spawn.start(
-                num_servers or 1, world_size=world_size, secret=secret, host=host, timeout=timeout
+                num_servers or 1, world_size=world_size, secret=secret, host=host, timeout=timeout, recovers=recovers
             )
+            _tell(place, number, addresses)
         if group:
             addresses = json.loads(group.all_gather_bytes(json.dumps(addresses).encode())[0])
     try:
-        return Client(addresses, rank, secret, timeout=timeout, transport=variables.transport(os.environ)), stop
+        recovery = Recovery(seconds=min(timeout, _RETURN_SECONDS), find=find) if recovers else False
+        options = {"timeout": timeout, "transport": variables.transport(os.environ), "recovery": recovery}
+        return Client(addresses, rank, secret, replicas=replicas, **options), stop
     except BaseException:
         stop()
         raise
@@ -70,14 +85,29 @@ def _as_text(secret):
         return secret.hex().encode()
 
 
-def _find(place, num_servers):
+def _spawned(number):
+    """The key of the addresses of the servers that the chief has started for a strategy."""
+    return f"{ADDRESS_KEY}of strategy {number}"
+
+
+def _tell(place, number, addresses):
+    """A worker that is started again has to find them."""
+    if place.store_address:
+        with StoreClient(place.store_address, place.secret) as store:
+            store.set(_spawned(number), json.dumps(addresses).encode())
+
+
+def _find(place, indices):
+    return _look_up(place, [f"{ADDRESS_KEY}{index}" for index in indices])
+
+
+def _look_up(place, keys):
     try:
         with StoreClient(place.store_address, place.secret) as store:
-            keys = [f"{ADDRESS_KEY}{index}" for index in range(num_servers)]
             return [store.get(key, timeout=_FIND_SECONDS).decode() for key in keys]
     except TimeoutError as error:
         raise errors.RendezvousError(
-            f"{num_servers} parameter servers were expected to tell rank {place.rank} where they listen within "
+            f"{len(keys)} parameter servers were expected to tell rank {place.rank} where they listen within "
             f"{_FIND_SECONDS:g} s. Received: not all. {error}"
         ) from error
 

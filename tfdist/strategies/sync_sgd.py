@@ -25,12 +25,13 @@ class SyncSGDStrategy(AbstractServerStrategy):
     References: Chen et al., "Revisiting distributed synchronous SGD", 2016.
     """
 
-    def __init__(self, backup_workers=0, *, num_servers=None, sparse_updates="keras", not_finite="raise", group=None,
-                 seed=None, timeout=None):  # fmt: skip
+    def __init__(self, backup_workers=0, *, num_servers=None, sparse_updates="keras", not_finite="raise",
+                 server_replicas=1, group=None, seed=None, timeout=None):  # fmt: skip
         check_counts("sync", None, backup_workers, num_servers)
         super().__init__(
             "sync",
             num_servers=num_servers,
+            server_replicas=server_replicas,
             backup_workers=backup_workers,
             prefetch=0,
             sparse_updates=sparse_updates,

@@ -9,7 +9,19 @@ from tfdist.errors import ConfigurationError
 
 # In the order in which a worker reaches them; "step" is just before a training step. Of its collective: handed
 # over ("reducing"), here but perhaps not everywhere ("reduced"), known to be everywhere ("committed").
-PHASES = ("variables", "begin", "step", "reducing", "reduced", "committed", "step_end", "epoch_end", "validation", "saving", "end")
+PHASES = (
+    "variables",
+    "begin",
+    "step",
+    "reducing",
+    "reduced",
+    "committed",
+    "step_end",
+    "epoch_end",
+    "validation",
+    "saving",
+    "end",
+)
 # kind -> the fields that it needs, and those it may have.
 KINDS = {
     "kill": (("rank",), ("step", "phase", "incarnation")),

@@ -46,6 +46,7 @@ class Elastic {
   int reform(const uint64_t* channels, const int64_t* counts, int num_channels, bool starts_anew);
   void give_up(int code, int peer, const char* text);
   void drop(int peer) { current()->drop(peer); }
+  void watch(double seconds) { current()->watch(seconds); }
 
   // The generation in which what was committed last was done; equal on all members at equal places of the program.
   uint32_t committed_generation();

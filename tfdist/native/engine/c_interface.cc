@@ -175,6 +175,10 @@ int64_t tfdist_group_flag(tfdist_group* group, int32_t index) {
   return group->elastic && index >= 0 && index < tfdist::kFlags ? group->elastic->flag(index) : 0;
 }
 
+void tfdist_group_watch(tfdist_group* group, double seconds) {
+  group->elastic ? group->elastic->watch(seconds) : group->engine->watch(seconds);
+}
+
 void tfdist_group_drop(tfdist_group* group, int32_t peer) {
   if (group->elastic) return group->elastic->drop(peer);
   group->engine->drop(peer);

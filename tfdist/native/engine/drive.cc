@@ -155,7 +155,7 @@ bool Engine::arm(bool by_waiter) {
 int Engine::poll_milliseconds() const {
   if (disputed_peer_ >= 0) return 50;
   const int patience = static_cast<int>(patience_seconds() * 250) + 1;
-  const bool looks = has_heartbeat() && (!active_.empty() || holds_too_much());
+  const bool looks = has_heartbeat() && (!active_.empty() || holds_too_much() || watches());
   if (!looks) return patience;
   return std::min(patience, static_cast<int>(std::chrono::duration_cast<milliseconds>(look_interval()).count()) + 1);
 }
@@ -216,7 +216,7 @@ void Engine::loop() {
       release_drive();
       continue;
     }
-    const bool is_done = active_.empty() && disputed_peer_ < 0 && !holds_too_much();
+    const bool is_done = active_.empty() && disputed_peer_ < 0 && !holds_too_much() && !watches();
     const bool is_cold = is_done && Clock::now() - last_active_ > kCold;
     is_cold_ = is_cold;
     const bool sleeps = !has_work_ && arm(false);

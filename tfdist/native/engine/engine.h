@@ -44,6 +44,7 @@ class Engine {
   void divide(int64_t ticket, double divisor);
   void abandon();
   void drop(int peer);
+  void watch(double seconds);
 
  private:
   static constexpr size_t kEarlyBytesAtMost = size_t{1} << 30;  // past this a peer that runs ahead is not read
@@ -120,6 +121,7 @@ class Engine {
   bool has_heartbeat() const { return heartbeat_ > Clock::duration::zero(); }
   Clock::duration look_interval() const { return heartbeat_ / 8; }
   bool holds_too_much() const { return early_bytes_ > kEarlyBytesAtMost; }
+  bool watches() const { return Clock::now().time_since_epoch().count() < watched_until_; }
   void check_pulses();
   void check_pulse(Peer* peer, Clock::time_point now, bool was_away);
   bool has_moved(Peer* peer);
@@ -163,6 +165,7 @@ class Engine {
   std::atomic<bool> is_cold_{true};     // the engine's thread sleeps without a limit
   std::atomic<bool> has_work_{false};   // submitted_ or given_up_ hold something
   std::atomic<int> waiters_{0};
+  std::atomic<int64_t> watched_until_{0};  // peers are asked until then as if an operation waited, nanoseconds of Clock
   std::atomic<int> sleepers_{0};        // waiting for changed_
   std::atomic<bool> has_active_{false};  // operations are under way
   std::atomic<int64_t> last_waited_{0};  // when a waiter last left, nanoseconds of Clock

@@ -18,12 +18,20 @@ std::string tenths(Clock::duration duration) {
 
 }  // namespace
 
+// Called by users' threads: somebody waits for what a peer does without this engine.
+void Engine::watch(double seconds) {
+  const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const bool was_watched = watches();
+  watched_until_ = until.time_since_epoch().count();
+  if (!was_watched) call_thread();
+}
+
 void Engine::check_pulses() {
   const auto now = Clock::now();
   const auto away = now - last_look_;
   if (!has_heartbeat() || away < look_interval()) return;
   last_look_ = now;
-  const bool waits = !active_.empty() && now - active_.front()->started >= look_interval();
+  const bool waits = watches() || (!active_.empty() && now - active_.front()->started >= look_interval());
   for (auto& peer : peers_) {
     if (failed_) return;
     if (!peer || peer->gone || peer->goodbye || peer->control().said_goodbye) continue;
@@ -45,11 +53,12 @@ void Engine::check_pulse(Peer* peer, Clock::time_point now, bool was_away) {
   pulse.asked = true;
   if (now - pulse.since >= heartbeat_) {
     if (!has_moved_after_all(peer)) {
-      if (failed_ || active_.empty()) return;
+      if (failed_ || (active_.empty() && !watches())) return;
+      const std::string what = active_.empty() ? "for what it has to finish" : "in " + active_.front()->describe();
       peer->silent = true;
       return fail(TFDIST_LOST, peer->rank,
                   "lost " + name(peer->rank) + ": it has been silent for " + tenths(now - pulse.since) + " while rank " +
-                      std::to_string(rank_) + " waited in " + active_.front()->describe() +
+                      std::to_string(rank_) + " waited " + what +
                       " (TFDIST_HEARTBEAT_SECONDS allows " + tenths(heartbeat_) + ")");
     }
     pulse.since = now;

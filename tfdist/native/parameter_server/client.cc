@@ -387,8 +387,8 @@ int Client::flush(int index, tfdist_exchange_result* result) {
   return conclude(*store, failure, result);
 }
 
-int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans, int num_spans,
-                     tfdist_exchange_result* result) {
+int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans, const tfdist_span* current,
+                     int num_spans, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
   Failure failure = settle_all(store, nullptr);
@@ -397,11 +397,13 @@ int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans,
   std::vector<tfdist_exchange_dense> dense;
   for (int i = 0; i < num_spans; ++i) {
     if (spans[i].data == nullptr) continue;
-    dense.push_back({i, 0, writes ? spans[i].data : nullptr, nullptr, writes ? nullptr : spans[i].data});
+    const void* known = current == nullptr ? nullptr : current[i].data;
+    dense.push_back({i, 0, writes ? spans[i].data : nullptr, known, writes ? nullptr : spans[i].data});
   }
   tfdist_exchange call{};
   call.dense = dense.data();
   call.num_dense = static_cast<int32_t>(dense.size());
+  call.offers = current != nullptr;
   lay_out(store, call, writes ? kPush : kPull);
   if (writes) fill_all(*store, call, false);
   ask_all(store, writes ? RequestKind::kWrite : RequestKind::kRead, slot, nullptr, &failure);

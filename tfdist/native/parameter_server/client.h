@@ -66,7 +66,7 @@ class Client {
   // Waits for the answer to the last push, which nobody has asked for yet.
   int flush(int store, tfdist_exchange_result* result);
   // Reads (or writes) array `slot` of `num_spans` tensors; spans whose data is null are left out.
-  int transfer(int store, bool writes, int slot, const tfdist_span* spans, int num_spans,
+  int transfer(int store, bool writes, int slot, const tfdist_span* spans, const tfdist_span* current, int num_spans,
                tfdist_exchange_result* result);
   int pull_rows(int store, int tensor, const int64_t* rows, int64_t num_rows, void* target,
                 tfdist_exchange_result* result);

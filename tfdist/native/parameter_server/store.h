@@ -94,7 +94,7 @@ class Store {
   // `seconds` are over; whoever has not come by then is lost.
   size_t save(char* buffer, size_t capacity);
   bool load(const char* buffer, size_t bytes);
-  void supersede();  // what was loaded is newer than what any worker may have
+  void supersede(uint64_t incarnation);  // what was loaded is newer than what any worker may have
   void await_offers(double seconds);
   void wait_until_whole();
   void take_offer(int worker, uint64_t generation, const uint64_t* stamp);

@@ -92,10 +92,10 @@ bool Store::load(const char* buffer, size_t bytes) {
   return true;
 }
 
-void Store::supersede() {
+void Store::supersede(uint64_t incarnation) {
   std::lock_guard<std::mutex> lock(mutex_);
-  history_ += kManyHistories;
-  for (auto& shard : shards_) shard->supersede();
+  history_ += incarnation * kManyHistories;
+  for (auto& shard : shards_) shard->supersede(incarnation);
 }
 
 void Store::await_offers(double seconds) {

@@ -38,6 +38,7 @@ class Exchange {
     call_.prefetch = static_cast<int32_t>(attributes.integer("prefetch"));
     call_.is_synchronous = static_cast<int32_t>(attributes.integer("is_synchronous"));
     call_.not_finite = static_cast<int32_t>(attributes.integer("not_finite"));
+    call_.offers = static_cast<int32_t>(attributes.integer("offers"));
     call_.is_pushed = 1;
   }
 
@@ -46,7 +47,8 @@ class Exchange {
     if (!client) return;
     const int num_dense = static_cast<int>(tensors_.size()), num_rows = static_cast<int>(row_tensors_.size());
     const int num_whole = static_cast<int>(whole_tensors_.size());
-    const int first_row = call_.prefetch ? 2 * num_dense : num_dense;  // only then the current values are inputs
+    const bool has_current = call_.prefetch || call_.offers;  // only then those values are inputs
+    const int first_row = has_current ? 2 * num_dense : num_dense;
     const int first_whole = first_row + 2 * num_rows;
     std::vector<Tensor> kept;
     const auto keep = [&](Tensor tensor) {
@@ -58,7 +60,7 @@ class Exchange {
       Tensor fresh = output_like(context, i, i);
       if (!fresh) return;
       void* target = keep(std::move(fresh));
-      const void* current = call_.prefetch ? keep(input(context, num_dense + i)) : nullptr;
+      const void* current = has_current ? keep(input(context, num_dense + i)) : nullptr;
       dense.push_back({static_cast<int32_t>(tensors_[i]), 0, keep(input(context, i)), current, target});
     }
     std::vector<tfdist_exchange_rows> rows;
@@ -145,7 +147,7 @@ const bool registered = [] {
          {"fresh: D", "fresh_whole: W", "updates: int64"},
          {"D: list(type) >= 0", "C: list(type) >= 0", "N: int >= 0", "V: list(type) >= 0", "W: list(type) >= 0", "client: int", "store: int",
           "tensors: list(int)", "row_tensors: list(int)", "whole_tensors: list(int)", "is_sum: int", "prefetch: int",
-          "is_synchronous: int", "not_finite: int"});
+          "is_synchronous: int", "not_finite: int", "offers: int"});
   define("TfdistPullRows", {"indices: int64"}, {"rows: T"},
          {"T: type", "client: int", "store: int", "tensor: int", "row_shape: list(int)", "item_bytes: int"});
   implement<Exchange>("TfdistExchange", {"dense", "current", "row_indices", "row_values", "whole", "learning_rate", "weight",
