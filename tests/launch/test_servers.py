@@ -189,3 +189,32 @@ def test_a_server_that_fails_by_itself_still_ends_the_job(script, server_script)
     assert run.returncode == 3 and _last(run).startswith(
         "server 0 ended before the workers: it failed with exit code 3"
     )
+
+
+ASK = """
+from tfdist.cluster.store import StoreClient
+
+store = StoreClient(os.environ["TFDIST_STORE"], os.environ["TFDIST_SECRET"].encode(), timeout=20.0)
+store.set("launch/servers/1", b"")
+store.set("launch/servers/2", b"")
+"""
+
+
+def test_servers_that_workers_ask_for_outlive_who_has_asked(script, server_script):
+    path = script(
+        ASK
+        + """
+for index in range(2):
+    store.get(f"parameter_server/{index}")
+if rank == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+store.get("elastic/dead/0")
+time.sleep(0.2)
+print("servers:", os.environ.get("TFDIST_NUM_SERVERS"))
+"""
+    )
+    server = server_script(SERVE)
+    run = tfdist("run", "-n", "2", "--max-restarts", "0", path, server=server)
+    assert run.returncode == 0, run.stderr
+    assert "[1] servers: None" in run.stdout
+    assert_gone(pids_in(run.stdout.splitlines()))

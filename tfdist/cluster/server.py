@@ -9,6 +9,8 @@ from tfdist.errors import ConfigurationError
 # Keys of the rendezvous store, each followed by a server's index: where it listens, and what it has counted when it ends.
 ADDRESS_KEY = "parameter_server/"
 SUMMARY_KEY = "parameter_server/summary/"
+REQUEST_KEY = "launch/servers/"  # + how many servers a strategy asks the launcher for
+MOST_SERVERS = 255
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,6 +99,12 @@ class Crew:
         for slot in (*self.servers, *self.workers[: self._job.num_workers]):
             self.start(slot)
 
+    def add_server(self):
+        """Makes a place for one more server; returns it."""
+        index = len(self.servers)
+        self.servers.append(Slot(index, index, is_server=True))
+        return self.servers[-1]
+
     def start(self, slot):
         """Starts the next process of a place."""
         slot.incarnation += 1

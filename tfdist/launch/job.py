@@ -18,7 +18,8 @@ class Job:
       node_rank: int, this host's number among them.
       address: "host:port" of the store on node 0; None for one host.
       variables: dict of further environment variables.
-      num_servers: int, parameter servers of the job, all of them on node 0; 0 leaves them to the strategy.
+      num_servers: int, parameter servers of the job, all of them on node 0; 0 leaves them to the strategy, which asks for some or,
+        where `recovers` is false, starts its own.
       server_command: the arguments of the Python interpreter that make it a server.
       summary: bool, whether to tell at the end what the servers have counted.
       max_workers: int, places for workers on all hosts; the number that is started by default.
@@ -60,6 +61,11 @@ class Job:
         return self.restarts is not None and self.world_size > 1
 
     @property
+    def starts_requested_servers(self):
+        """Whether the launcher of this host starts the servers that strategies ask for."""
+        return self.recovers and not self.num_servers and self.node_rank == 0
+
+    @property
     def num_local_servers(self):
         """The number of servers on this host."""
         return self.num_servers if self.node_rank == 0 else 0
@@ -93,6 +99,7 @@ class Job:
             **environ,
             **self._shared(incarnation, store_address, secret, environ),
             "TFDIST_SERVER": str(index),
+            "TFDIST_NUM_SERVERS": str(max(self.num_servers, index + 1)),
             "CUDA_VISIBLE_DEVICES": "",
         }
 

@@ -4,7 +4,7 @@ import time
 
 from tfdist.cluster import variables
 from tfdist.cluster.address import parse_address
-from tfdist.cluster.server import ADDRESS_KEY, SUMMARY_KEY
+from tfdist.cluster.server import ADDRESS_KEY, MOST_SERVERS, REQUEST_KEY, SUMMARY_KEY
 from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.errors import TfdistError
 from tfdist.launch import nodes, report, summary
@@ -66,6 +66,11 @@ class JobStore:
     def server_address(self, index):
         """Returns what a server has told of where it listens, bytes, or None."""
         return self.items(f"{ADDRESS_KEY}{index}").get("")
+
+    def servers_wanted(self):
+        """Returns how many servers the workers' strategies have asked for."""
+        wanted = (int(number) for number in self.items(REQUEST_KEY) if number.isdecimal())
+        return max((number for number in wanted if number <= MOST_SERVERS), default=0)
 
     def summaries(self):
         """Returns what the servers have counted, a list of dicts; see summary.py."""

@@ -9,6 +9,8 @@ from tfdist.launch.restarts import Record, decide
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL: "I was excluded, start me again"
 _LOOK_SECONDS = 1.0
+_EAGER_LOOK_SECONDS = 0.1  # workers that have just started, and ask for servers, are to wait for little
+_EAGER_SECONDS = 120.0
 _RETRY_SECONDS = 10.0
 _EXCLUDED_SECONDS = 5.0  # for a worker to see by itself that it was excluded; one that has stopped does not
 
@@ -28,6 +30,7 @@ class Recovery:
         self._rules = job.restarts
         self._nodes = Nodes(job, store)
         self._excluded = {}  # (slot, incarnation) -> when it was first seen to be excluded
+        self._began = time.monotonic()
         self._addresses = {}  # server's slot -> its address in the store when it was started
         self.refusal = ""  # why the last loss was not forgiven
 
@@ -58,6 +61,7 @@ class Recovery:
         if self._rules is None:
             return ""
         self._end_excluded()
+        self._start_requested()
         waiting = [slot for slot in (*self._crew.workers, *self._crew.servers) if slot.restart_at is not None]
         joiners = self._running_joiners()
         if (waiting or joiners) and self._store.is_over():
@@ -74,7 +78,7 @@ class Recovery:
         slots = (*self._crew.workers, *self._crew.servers)
         waits = [slot.restart_at - time.monotonic() for slot in slots if slot.restart_at is not None]
         if self._job.recovers:
-            waits.append(_LOOK_SECONDS)  # at what the workers and other hosts write into the store
+            waits.append(self._look_seconds())  # at what the workers and other hosts write into the store
         return max(0.0, min(waits)) if waits else None
 
     def add_worker(self):
@@ -158,7 +162,7 @@ class Recovery:
         live, floor = self._num_live() + self._nodes.live_elsewhere(), self._rules.min_workers
         if live < floor:
             return f"{live} worker{'' if live == 1 else 's'} left, fewer than --min-workers {floor}: the job ends."
-        keeps_state = not self._nodes.is_alone or self._job.num_servers or any(map(self._has_state, self._crew.workers))
+        keeps_state = not self._nodes.is_alone or any(map(self._has_state, self._crew.workers))
         if not keeps_state:
             return (
                 "No worker is left that has the state of the training: the job ends. Start it again from a checkpoint."
@@ -169,6 +173,17 @@ class Recovery:
         if slot.is_running:
             return slot.incarnation == 0 or self._has_joined(slot)
         return slot.process is not None and slot.process.exit_code == 0
+
+    def _look_seconds(self):
+        expects_request = self._job.starts_requested_servers and not self._crew.servers
+        is_eager = expects_request and time.monotonic() - self._began < _EAGER_SECONDS
+        return _EAGER_LOOK_SECONDS if is_eager else _LOOK_SECONDS
+
+    def _start_requested(self):
+        """Servers that a worker started would end with it."""
+        if self._job.starts_requested_servers:
+            for _ in range(self._store.servers_wanted() - len(self._crew.servers)):
+                self._start(self._crew.add_server())
 
     def _start(self, slot):
         if slot.is_server:

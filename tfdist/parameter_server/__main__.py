@@ -100,7 +100,7 @@ def _keeping(chosen, place):
     folder = variables.snapshots(os.environ) or tempfile.gettempdir()
     job = hashlib.sha256(place.secret + place.store_address.encode()).hexdigest()[:16]
     path = os.path.join(folder, f"tfdist-{os.getuid()}-{job}-server-{place.index}")
-    find = find if place.store_address and place.num_servers > 1 else None
+    find = find if place.store_address else None
     return Keeping(path, find=find, incarnation=variables.incarnation(os.environ))
 
 

@@ -71,9 +71,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         self._declared = itertools.count()
         self._number = next(_numbers)
         self._dealer = None
-        self.client, self._stop_servers = servers.connect(
-            group, num_servers, replicas=server_replicas, number=self._number
-        )
+        self.client, self._stop_servers = servers.connect(group, num_servers, replicas=server_replicas)
         atexit.register(self.close)
         setup.prepare(self)
 

@@ -7,7 +7,7 @@ import secrets as random_secrets
 from tfdist import cluster, errors
 from tfdist.cluster import variables
 from tfdist.cluster.secret import given_secret
-from tfdist.cluster.server import ADDRESS_KEY
+from tfdist.cluster.server import ADDRESS_KEY, REQUEST_KEY
 from tfdist.cluster.store import StoreClient
 from tfdist.comm.group import DEFAULT_TIMEOUT_SECONDS
 from tfdist.parameter_server import spawn
@@ -18,15 +18,15 @@ _FIND_SECONDS = 60.0
 _RETURN_SECONDS = 60.0  # in which a server that is lost has to come back
 
 
-def connect(group, num_servers, *, replicas=1, number=0):
+def connect(group, num_servers, *, replicas=1):
     """Connects this worker with all servers of the job.
 
     Args:
       group: the `Group` of the workers, or None for one.
       num_servers: int or None. Servers that `tfdist run --servers` or TF_CONFIG provides are used, and must be so many; where
-        there are none the chief starts `num_servers`, or one, on its host, and starts those again that are killed.
+        there are none the launcher starts `num_servers`, or one, if it is one that goes on without a lost worker; else the
+        chief does, on its host, and starts those again that are killed.
       replicas: 1 or 2, how many servers keep each part.
-      number: int, the strategy's, the same on all workers.
 
     Returns:
       `(client, stop)`: a `Client`, and a function that ends the servers started here.
@@ -46,15 +46,15 @@ def connect(group, num_servers, *, replicas=1, number=0):
     check_replicas(replicas, given or num_servers or 1)
     rank = group.rank if group else 0
     stop, find = _nothing, None
-    recovers = variables.recovers(os.environ, default=not given)
+    recovers = variables.recover(os.environ, default=not given)
+    if not given and place.source == "tfdist run" and group and variables.recover(os.environ, default=False):
+        given = _request(place, num_servers or 1)
     if given and place.store_address:
         addresses, secret = _find(place, range(given)), place.secret
 
         def find(server):
             return _find(place, [server])[0]
 
-    elif recovers and variables.incarnation(os.environ) and place.store_address:
-        addresses, secret = json.loads(_look_up(place, [_spawned(number)])[0]), place.secret
     else:
         secret = _as_text(place.secret or given_secret(os.environ) or random_secrets.token_bytes(32))
         addresses = None
@@ -64,7 +64,6 @@ def connect(group, num_servers, *, replicas=1, number=0):
             addresses, stop = spawn.start(
                 num_servers or 1, world_size=world_size, secret=secret, host=host, timeout=timeout, recovers=recovers
             )
-            _tell(place, number, addresses)
         if group:
             addresses = json.loads(group.all_gather_bytes(json.dumps(addresses).encode())[0])
     try:
@@ -85,29 +84,20 @@ def _as_text(secret):
         return secret.hex().encode()
 
 
-def _spawned(number):
-    """The key of the addresses of the servers that the chief has started for a strategy."""
-    return f"{ADDRESS_KEY}of strategy {number}"
-
-
-def _tell(place, number, addresses):
-    """A worker that is started again has to find them."""
-    if place.store_address:
-        with StoreClient(place.store_address, place.secret) as store:
-            store.set(_spawned(number), json.dumps(addresses).encode())
+def _request(place, num_servers):
+    """Asks the launcher for servers, which outlive every worker; all workers do, as any of them may be lost."""
+    with StoreClient(place.store_address, place.secret) as store:
+        store.set(f"{REQUEST_KEY}{num_servers}", b"")
+    return num_servers
 
 
 def _find(place, indices):
-    return _look_up(place, [f"{ADDRESS_KEY}{index}" for index in indices])
-
-
-def _look_up(place, keys):
     try:
         with StoreClient(place.store_address, place.secret) as store:
-            return [store.get(key, timeout=_FIND_SECONDS).decode() for key in keys]
+            return [store.get(f"{ADDRESS_KEY}{index}", timeout=_FIND_SECONDS).decode() for index in indices]
     except TimeoutError as error:
         raise errors.RendezvousError(
-            f"{len(keys)} parameter servers were expected to tell rank {place.rank} where they listen within "
+            f"{len(indices)} parameter servers were expected to tell rank {place.rank} where they listen within "
             f"{_FIND_SECONDS:g} s. Received: not all. {error}"
         ) from error
 

@@ -154,24 +154,25 @@ int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const t
   return TFDIST_OK;
 }
 
+// What follows could not be understood either.
+int Client::misunderstood(Side* side, Channel* channel) {
+  side->text = "the answer cannot be understood";
+  channel->shut_down();
+  return TFDIST_INVALID;
+}
+
 int Client::receive_header(Side* side, Channel* channel) {
   side->text.clear();
   const int code = code_of(channel, channel->receive(&side->reply, sizeof(side->reply)));
   if (code != TFDIST_OK) return code;
-  if (side->reply.magic != kReplyMagic || side->reply.check != check_of(side->reply)) {
-    side->text = "the answer cannot be understood";
-    channel->shut_down();
-    return TFDIST_INVALID;
-  }
+  const bool is_sound = side->reply.magic == kReplyMagic && side->reply.check == check_of(side->reply) &&
+                        side->reply.text_bytes <= kReplyTextBytesAtMost;
+  if (!is_sound) return misunderstood(side, channel);
   if (side->reply.code == TFDIST_OK) {
     const size_t bytes = side->arrived_store_stamp.size() * sizeof(uint64_t);
     if (side->reply.text_bytes == 0) return TFDIST_OK;
-    if (side->reply.text_bytes == bytes) {
-      return code_of(channel, channel->receive(side->arrived_store_stamp.data(), bytes));
-    }
-    side->text = "the answer cannot be understood";
-    channel->shut_down();
-    return TFDIST_INVALID;
+    if (side->reply.text_bytes != bytes) return misunderstood(side, channel);
+    return code_of(channel, channel->receive(side->arrived_store_stamp.data(), bytes));
   }
   std::string text(side->reply.text_bytes, ' ');
   const int received = code_of(channel, channel->receive(&text[0], text.size()));

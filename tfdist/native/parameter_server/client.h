@@ -159,6 +159,7 @@ class Client {
   int ask(Store* store, size_t server, RequestKind kind, int slot, const tfdist_exchange* call);
   void ask_all(Store* store, RequestKind kind, int slot, const tfdist_exchange* call, Failure* failure);
   int send(Side* side);
+  int misunderstood(Side* side, Channel* channel);
   int receive_header(Side* side, Channel* channel);
   int receive_pieces(Store* store, Side* side, bool to_window);
   void receive_all(Store* store, bool is_of_parameters, const tfdist_exchange* call, Failure* failure);
