@@ -110,19 +110,26 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self._step = batch + 1
         self._since += batch + 1 - self._begin
         if self._agreement.reached((self._epoch, 0, batch), self._notice.is_received):
-            self._stop()
+            if not self._agreement.needs_meeting:
+                self._stop()
+            self.model.stop_training = True  # all come to the end of the epoch at once, and meet there
+            return
         # Others go on counting: whoever becomes the chief, because it is lost, takes one at once.
         if self.save_freq != "epoch" and self._since >= self.save_freq and self._is_chief():
             self._since = 0
             self._save()
 
+    def on_test_begin(self, logs=None):
+        self._meet()
+
     def on_test_batch_end(self, batch, logs=None):
-        if self._trains and not keras_resume.is_passing():
+        if self._trains and not self._agreement.needs_meeting and not keras_resume.is_passing():
             if self._agreement.reached((self._epoch, 1, batch), self._notice.is_received):
                 self._epoch, self._step = self._epoch + 1, 0
                 self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
+        self._meet()
         self._epoch, self._step = epoch + 1, 0
         if self.save_freq == "epoch" and not keras_resume.is_passing():
             self._save()
@@ -141,6 +148,11 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         if self._trains:
             self._save_at_last(self.grace_seconds)
             self._leave()
+
+    def _meet(self):
+        """Stops workers that are not in step behind the barriers of an epoch's end: who was told to end said so before."""
+        if self._trains and self._agreement.needs_meeting and self._agreement.is_announced():
+            self._stop()
 
     def _stop(self):
         """Ends the process when the last checkpoint is written; all workers come here after the same step."""
