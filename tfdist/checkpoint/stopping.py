@@ -16,8 +16,8 @@ class StopAgreement:
     A *boundary* is a place between two steps that all workers pass, in the same order: a tuple that grows, such as (epoch,
     step). The first worker that wants to stop at boundary b says so in the store and waits until the others have heard of it;
     then all stop at the boundary after b. Where every step takes all workers, none of them can have passed that one by then,
-    as that worker has not begun the step before it. Workers that are not in step stop at the next boundary that each
-    comes to. It costs nothing until somebody stops: a thread listens to the store.
+    as that worker has not begun the step before it. Workers that are not in step are told to at the next boundary that each
+    comes to, and have to meet at a barrier before one ends, as others may be on their way to it. It costs nothing until somebody stops: a thread listens to the store.
 
     Args:
       connect: function of no arguments that returns a new `StoreClient`; None for a worker alone.
@@ -49,6 +49,21 @@ class StopAgreement:
         if is_asked and self._after is None:
             self._after = self._announce(boundary)
         return self._after is not None and tuple(boundary) > self._after
+
+    @property
+    def needs_meeting(self):
+        """Whether workers may end only behind a barrier."""
+        return self._listener is not None and not self._is_in_step
+
+    def is_announced(self):
+        """Asks the store whether anybody wants to stop: behind a barrier all get the same answer."""
+        if self._after is None:
+            self._ask(self._look)
+        return self._after is not None
+
+    def _look(self, store):
+        if store.try_get(f"{self._key}/after") is not None:
+            self._after = ()
 
     def finished(self):
         """Tells the others that what was to be done before the end is done."""
