@@ -115,6 +115,17 @@ def test_workers_that_are_not_in_step_ask_behind_a_barrier(store):
     assert not StopAgreement(None, "job", 0, lambda: (0,), False).needs_meeting
 
 
+def test_the_chief_waits_until_others_have_left_and_no_longer_than_said(store):
+    chief, other = (StopAgreement(store, "job", rank, lambda: (0, 1), False) for rank in range(2))
+    chief.wait_left(0.01)
+    other.close()
+    other.leave()
+    with store() as client:
+        assert client.keys("tfdist/stop/job/left") == ["tfdist/stop/job/left/1"]
+    chief.wait_left(20)
+    chief.close()
+
+
 def test_alone(store):
     assert not StopAgreement(None, "job", 0, lambda: (0, 1), True).reached((0, 0), False)
     assert StopAgreement(None, "job", 0, lambda: (0, 1), True).reached((0, 0), True)

@@ -1,5 +1,6 @@
 """Training that goes on where it was interrupted, on as many workers as there are then."""
 
+import atexit
 import collections
 import dataclasses
 import hashlib
@@ -162,8 +163,11 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             logging.warning("SIGTERM: a last checkpoint at epoch %d, step %d.", self._epoch, self._step)
             self._save_at_last(seconds)
             self._agreement.finished()
+            if getattr(self.model.distribute_strategy, "uses_servers", False):
+                self._agreement.wait_left(seconds)  # they take leave of the servers, which may end with this process
         else:
             self._agreement.wait_finished(seconds)
+            atexit.register(self._agreement.leave)
         self._leave()
         raise SystemExit(EXIT_CODE)
 

@@ -73,6 +73,14 @@ class StopAgreement:
         """Waits until somebody calls `finished`, at most `timeout` seconds."""
         self._ask(lambda store: store.get(f"{self._key}/finished", timeout=timeout))
 
+    def leave(self):
+        """Tells that this worker needs nothing any more that the chief provides."""
+        self._ask(lambda store: store.set(f"{self._key}/left/{self._rank}", b"yes"))
+
+    def wait_left(self, timeout):
+        """Waits until all others have called `leave`, at most `timeout` seconds."""
+        self._ask(lambda store: self._await_others(store, "left", timeout))
+
     def close(self):
         """Ends the listener. Calling it again does nothing."""
         if self._listener is not None:
@@ -84,12 +92,15 @@ class StopAgreement:
 
         def announce(store):
             store.set(f"{self._key}/after", ",".join(map(str, after)).encode())
-            deadline = time.monotonic() + _ACKNOWLEDGE_SECONDS
-            for other in set(self._members()) - {self._rank}:
-                store.get(f"{self._key}/heard/{other}", timeout=max(0.0, deadline - time.monotonic()))
+            self._await_others(store, "heard", _ACKNOWLEDGE_SECONDS)
 
         self._ask(announce)
         return after
+
+    def _await_others(self, store, what, timeout):
+        deadline = time.monotonic() + timeout
+        for other in set(self._members()) - {self._rank}:
+            store.get(f"{self._key}/{what}/{other}", timeout=max(0.0, deadline - time.monotonic()))
 
     def _listen(self, listener):
         with contextlib.suppress(TfdistError):
@@ -99,7 +110,7 @@ class StopAgreement:
 
     def _ask(self, request):
         """Makes requests on a connection of its own; that the store or a worker is gone does not matter at the end."""
-        if self._listener is None:
+        if self._connect is None:
             return
         with contextlib.suppress(TfdistError), self._connect() as store:
             request(store)
