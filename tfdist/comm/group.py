@@ -2,19 +2,15 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import threading
 import time
 
 import numpy as np
 
-from tfdist.cluster import variables
-from tfdist.collectives import Topology
-from tfdist.comm import library
+from tfdist.comm import group_options, library
 from tfdist.comm.failures import raise_failure
 from tfdist.comm.plans import Plans
 from tfdist.comm.prepared import PreparedAllReduce, in_place, reducible, text, wire_number
@@ -78,12 +74,12 @@ class Group:
         self.timeout = timeout
         self._first_thread = None
         self._kept = []  # arrays that a failed operation may still be sending
-        topology = _checked(topology, world_size, segments)
-        options = _options(rank, world_size, sockets, segments, generation, timeout, slots)
+        topology = group_options.checked(topology, world_size, segments)
+        options = group_options.make(rank, world_size, sockets, segments, generation, timeout, slots)
         if self.world_size > 1:
             self.native = library.core().tfdist_group_create(ctypes.byref(options))
             if self.native is None:
-                raise _refused(rank, world_size, segments)
+                raise group_options.refused(rank, world_size, segments)
             self.id = library.core().tfdist_group_id(self.native)
         num_sockets = max([len(peer) for peer in sockets if peer is not None], default=1)
         self._plans = Plans(self.native, rank, topology, num_sockets, self.members, self.world_size)
@@ -106,11 +102,13 @@ class Group:
         """
         core, members = library.core(), tuple(members)
         rank, world_size = members.index(self.rank), len(members)
-        slots = Slots(members, self.world_size)
-        options = _options(rank, world_size, formed.sockets, formed.segments, generation, self._timeout, slots)
+        slots = group_options.Slots(members, self.world_size)
+        options = group_options.make(
+            rank, world_size, formed.sockets, formed.segments, generation, self._timeout, slots
+        )
         with self._plans.lock:
             if core.tfdist_group_prepare(self.native, ctypes.byref(options)) != library.OK:
-                raise _refused(rank, world_size, formed.segments)
+                raise group_options.refused(rank, world_size, formed.segments)
             native = self.native
             self._plans.reload(
                 rank, formed.topology, members, lambda *table: core.tfdist_group_load_next_plan(native, *table)
@@ -495,67 +493,6 @@ class Group:
                 library.core().tfdist_group_close(self.native, None)
                 library.core().tfdist_group_release(self.native)
             self.native = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """Who is there, of a group whose members may change.
-
-    Args:
-      members: tuple of the slots that have a rank, in the order of ranks: of seniority.
-      count: int, how many slots there are.
-    """
-
-    members: tuple
-    count: int
-
-
-def _options(rank, world_size, sockets, segments, generation, timeout, slots):
-    heartbeat = variables.heartbeat_seconds(os.environ)
-    lists = [peer for peer in sockets if peer is not None]
-    per_peer = len(lists[0]) if lists else 1
-    descriptors = [[-1] * per_peer if peer is None else [sock.detach() for sock in peer] for peer in sockets or [None]]
-    shared = [-1] * world_size if segments is None else segments
-    options = library.GroupOptions(
-        rank=rank,
-        world_size=world_size,
-        sockets=(ctypes.c_int * (world_size * per_peer))(*itertools.chain(*descriptors)),
-        sockets_per_peer=per_peer,
-        segments=(ctypes.c_int * world_size)(*shared),
-        generation=generation,
-        timeout_seconds=timeout,
-        is_eager=num_cores() > 1,
-        is_crowded=sum(descriptor >= 0 for descriptor in shared) > os.cpu_count(),
-        heartbeat_seconds=heartbeat,
-    )
-    if slots is not None:
-        options.is_elastic = 1
-        options.slots = (ctypes.c_int32 * world_size)(*slots.members)
-        options.has_empty_slots = len(slots.members) < slots.count
-    return options
-
-
-def _refused(rank, world_size, segments):
-    return ConfigurationError(
-        f"the native core was expected to form the group. Received: rank={rank}, world_size={world_size}, "
-        f"segments={segments}. Set TFDIST_TRANSPORT=tcp if shared memory cannot be mapped here (a limit on memory?)."
-    )
-
-
-def num_cores():
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _checked(topology, world_size, segments):
-    if topology is None:
-        shared = segments is not None and min(segments, default=-1) >= 0
-        return Topology((range(world_size),), shared=shared)
-    if topology.world_size != world_size:
-        raise ConfigurationError(
-            f"topology is expected to hold {world_size} ranks. Received: topology={topology}. List every rank once."
-        )
-    return topology
 
 
 def _bytes_of(array):

@@ -10,7 +10,8 @@ from tfdist.cluster import variables
 from tfdist.cluster.store import StoreClient
 from tfdist.collectives import Topology
 from tfdist.comm import mesh, shared_memory, tuning
-from tfdist.comm.group import Group, Slots
+from tfdist.comm.group import Group
+from tfdist.comm.group_options import Slots
 from tfdist.comm.plans import Choice
 from tfdist.elastic.agreement import DEAD
 from tfdist.elastic.membership import FORMED, Membership

@@ -41,7 +41,9 @@ class Fit:
     """
 
     def __init__(self, strategy, model, callbacks):
-        self._strategy, self._model, self._callbacks = strategy, model, callbacks
+        self._strategy, self._model = strategy, model
+        self._callbacks = [_inner(callback) for callback in callbacks]
+        self._callbacks = [c for c in self._callbacks if not isinstance(c, keras.callbacks.ProgbarLogger)]
         self._elastic = strategy.elastic
         self.epoch = 0  # Keras's
         self.logs = {}  # of the latest step
@@ -273,7 +275,14 @@ def made_history(model, told):
 
 
 def _plain(values):
-    return {key: [float(value) for value in column] for key, column in values.items()}
+    return {key: np.asarray(column).tolist() for key, column in values.items()}
+
+
+def _inner(callback):
+    """The callback itself, where it is one that acts on the chief only."""
+    from tfdist.strategies import keras_saving
+
+    return callback.callback if isinstance(callback, keras_saving.WhileChief) else callback
 
 
 def _plain_values(callback):

@@ -128,25 +128,25 @@ class WhileChief(keras.callbacks.Callback):
 
     def __init__(self, strategy, callback, *, begins_anyway=False, verbose=None):
         super().__init__()
-        self._strategy, self._callback, self._begins_anyway = strategy, callback, begins_anyway
+        self._strategy, self.callback, self._begins_anyway = strategy, callback, begins_anyway
         self._has_begun, self._verbose = False, verbose
 
     def set_params(self, params):
         super().set_params(params)
-        self._callback.set_params(params if self._verbose is None else {**params, "verbose": self._verbose})
+        self.callback.set_params(params if self._verbose is None else {**params, "verbose": self._verbose})
 
     def set_model(self, model):
         super().set_model(model)
-        self._callback.set_model(model)
+        self.callback.set_model(model)
 
     def _hand_on(self, name, *args):
         if not (self._strategy.is_chief or (name == "on_train_begin" and self._begins_anyway)):
             return
         if not self._has_begun and name.startswith(("on_train", "on_epoch")):
             self._has_begun = True
-            self._callback.on_train_begin(None)
+            self.callback.on_train_begin(None)
         if name != "on_train_begin":
-            getattr(self._callback, name)(*args)
+            getattr(self.callback, name)(*args)
 
 
 def _handing_on(name):
