@@ -11,7 +11,9 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find tfdist/native -name '*.cc' -o -name '*.h')
 NATIVE := $(VENV)/.native
 
-.PHONY: demo test test-quick test-multiprocess sanitize lint wheel-check clean help
+FUZZ_SECONDS ?= 600
+
+.PHONY: demo test test-quick test-multiprocess sanitize fuzz lint wheel-check clean help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -31,6 +33,11 @@ test-multiprocess: $(NATIVE) $(VENV)/.test
 sanitize: $(NATIVE) $(VENV)/.test
 	$(BIN)/python tests/native/sanitize.py address,undefined
 	$(BIN)/python tests/native/sanitize.py thread
+
+# Each target for ten minutes; guided by coverage where clang++ is installed, and atheris (which `-` allows to be missing).
+fuzz: $(NATIVE) $(VENV)/.test
+	-$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -32,6 +32,6 @@ def test_workers_in_step_end_at_the_next_step(tmp_path, ranks):
     assert terminate(tmp_path, 3, "ring", ranks) == ([143] * 3, (1, 4))
 
 
-def test_asynchronous_workers_end_where_they_are(tmp_path):
+def test_asynchronous_workers_end_behind_the_barriers_of_their_epoch(tmp_path):
     codes, (epoch, _) = terminate(tmp_path, 2, "async", [1])
     assert codes == [143, 143] and epoch >= 1

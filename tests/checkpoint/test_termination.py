@@ -104,6 +104,28 @@ def test_workers_that_are_not_in_step_stop_where_they_are(store):
     assert stopped[1] <= 3 and stopped[0] <= 5
 
 
+def test_workers_that_are_not_in_step_ask_behind_a_barrier(store):
+    agreements = [StopAgreement(store, "job", rank, lambda: (0, 1), False) for rank in range(2)]
+    assert all(agreement.needs_meeting and not agreement.is_announced() for agreement in agreements)
+    agreements[1].reached((0, 0), True)
+    agreements[0]._after = None  # as if it had not heard yet
+    assert all(agreement.is_announced() for agreement in agreements)
+    for agreement in agreements:
+        agreement.close()
+    assert not StopAgreement(None, "job", 0, lambda: (0,), False).needs_meeting
+
+
+def test_the_chief_waits_until_others_have_left_and_no_longer_than_said(store):
+    chief, other = (StopAgreement(store, "job", rank, lambda: (0, 1), False) for rank in range(2))
+    chief.wait_left(0.01)
+    other.close()
+    other.leave()
+    with store() as client:
+        assert client.keys("tfdist/stop/job/left") == ["tfdist/stop/job/left/1"]
+    chief.wait_left(20)
+    chief.close()
+
+
 def test_alone(store):
     assert not StopAgreement(None, "job", 0, lambda: (0, 1), True).reached((0, 0), False)
     assert StopAgreement(None, "job", 0, lambda: (0, 1), True).reached((0, 0), True)

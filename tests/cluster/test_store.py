@@ -203,15 +203,12 @@ def test_silent_clients_are_dropped(monkeypatch):
         _wait_for_rejected(server, 1)
 
 
-def test_too_many_unproven_connections_are_turned_away(monkeypatch):
-    monkeypatch.setattr("tfdist.cluster.store.server._MAX_UNPROVEN", 2)
-    with StoreServer(secret=SECRET) as server:
-        socks = [_raw(server, prove=False) for _ in range(3)]
+def test_too_many_connections_are_turned_away(monkeypatch):
+    monkeypatch.setattr("tfdist.cluster.store.server._CONNECTIONS_AT_MOST", 2)
+    with StoreServer(secret=SECRET) as server, _raw(server), _raw(server):
+        with pytest.raises(AuthenticationError):
+            _raw(server)
         _wait_for_rejected(server, 1)
-        for sock in socks:
-            sock.close()
-        _wait_for_rejected(server, 3)
-        StoreClient(server.address, SECRET, timeout=5.0).close()
 
 
 def test_values_over_the_limit_are_refused_before_they_are_sent(client):

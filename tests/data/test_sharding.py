@@ -13,6 +13,7 @@ class Workers:
         self.rank = rank
         self.world_size = world_size
         self.others_have_data = others_have_data
+        self.share_of_data = rank, world_size
 
     def agree(self, label, values):
         self.agreed = values

@@ -27,6 +27,9 @@ class _Store:
     def is_over(self):
         return False
 
+    def servers_wanted(self):
+        return 0
+
 
 @pytest.mark.parametrize("failures, ends", [(2, "started"), (9, "given up")])
 def test_it_is_tried_again_as_often_as_restarts_are_allowed(monkeypatch, failures, ends):

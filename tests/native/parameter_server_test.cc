@@ -3,10 +3,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -27,18 +29,57 @@ struct Setting {
   int staleness_bound = 0, backup_workers = 0;
   double compensation = 0;
   double average_momentum = -1;
+  bool recovers = false;
 };
 
 class Job {
  public:
   explicit Job(const Setting& setting) : setting_(setting) {
+    int wake[2];
+    CHECK(pipe(wake) == 0);
+    wake_.assign(wake, wake + 2);
     for (int s = 0; s < setting.num_servers; ++s) {
       servers.push_back(tfdist_server_create(kSeconds));
       add_store(servers.back(), s);
     }
     for (int worker = 0; worker < setting.num_workers; ++worker) connect(worker);
   }
+  // The server ends, and another one goes on from the state it had when `saved` was taken, and from what workers offer.
+  std::vector<std::string> save() {
+    std::vector<std::string> saved;
+    for (int shard = -1; shard < kTensors; ++shard) {
+      std::string block(static_cast<size_t>(tfdist_server_save(servers[0], 0, shard, nullptr, 0)), ' ');
+      const auto size = static_cast<int64_t>(block.size());
+      CHECK(tfdist_server_save(servers[0], 0, shard, &block[0], size) == size);
+      saved.push_back(block);
+    }
+    return saved;
+  }
+  void replace(const std::vector<std::string>& saved) {
+    tfdist_server_release(servers[0]);
+    servers[0] = tfdist_server_create(kSeconds);
+    add_store(servers[0], 0);
+    for (int shard = -1; shard < kTensors; ++shard) {
+      const std::string& block = saved[static_cast<size_t>(shard + 1)];
+      CHECK(tfdist_server_load(servers[0], 0, shard, block.data(), static_cast<int64_t>(block.size())) == TFDIST_OK);
+    }
+    tfdist_server_await_offers(servers[0], 0, kSeconds);
+    for (int worker = 0; worker < setting_.num_workers; ++worker) {
+      const int32_t number = 0;
+      ++token_;
+      if (setting_.is_shared) {
+        CHECK(tfdist_server_share_window(servers[0], 0, worker, windows_[static_cast<size_t>(worker)]) == TFDIST_OK);
+      }
+      tfdist_server_join(servers[0], 0, worker, token_);
+      tfdist_server_set_active(servers[0], 0, worker, token_, 1);
+      const std::vector<int32_t> sockets = serve(0, worker);
+      tfdist_client_reconnect(clients[static_cast<size_t>(worker)], 0, sockets.data(), &number, 1);
+    }
+  }
+
   ~Job() {
+    for (const int descriptor : windows_) close(descriptor);
+    for (const int descriptor : wake_) close(descriptor);
     for (auto* client : clients) tfdist_client_close(client), tfdist_client_release(client);
     for (auto* server : servers) tfdist_server_release(server);
   }
@@ -66,6 +107,7 @@ class Job {
     options.staleness_bound = setting_.staleness_bound;
     options.backup_workers = setting_.backup_workers;
     options.num_step_weights = 1;
+    options.recovers = setting_.recovers;
     options.step_weights = &weight;
     options.average_momentum = setting_.average_momentum;
     options.compensation = setting_.compensation;
@@ -80,30 +122,40 @@ class Job {
     std::vector<const char*> addresses(servers.size(), "here");
     std::vector<std::vector<tfdist_client_part>> parts(kTensors);
     for (size_t s = 0; s < servers.size(); ++s) {
-      for (int k = 0; k < 2; ++k) {
-        int pair[2];
-        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-        sockets.push_back(pair[0]);
-        CHECK(tfdist_server_serve(servers[s], pair[1], worker, 77) == TFDIST_OK);
-      }
+      tfdist_server_join(servers[s], 0, worker, token_);
+      for (const int32_t socket : serve(s, worker)) sockets.push_back(socket);
       for (int t = 0; t < kTensors; ++t) {
         parts[t].push_back(part(t, static_cast<int>(s)));
         sizes[s] += (parts[t].back().elements * 8 + 63) / 64 * 64;
       }
       if (setting_.is_shared) windows[s] = share(servers[s], worker, sizes[s]);
-      tfdist_server_set_active(servers[s], 0, worker, 77, 1);
+      tfdist_server_set_active(servers[s], 0, worker, token_, 1);
     }
     clients.push_back(tfdist_client_create(worker, setting_.num_servers, addresses.data(), sockets.data(), kSeconds));
     std::vector<tfdist_client_tensor> tensors;
     for (int t = 0; t < kTensors; ++t) {
       tensors.push_back({"tensor", TFDIST_FLOAT64, setting_.num_servers, kRowElements[t], parts[t].data()});
     }
-    const tfdist_client_store store{tensors.data(), kTensors, numbers.data(), windows.data(), sizes.data(), 0};
+    const tfdist_client_store store{tensors.data(), kTensors, numbers.data(), windows.data(), sizes.data(), 0,
+                                    setting_.recovers ? setting_.num_workers : 0, 0};
+    if (setting_.recovers) tfdist_client_recover(clients.back(), kSeconds, wake_[1]);
     CHECK(tfdist_client_add_store(clients.back(), &store) == 0);
     tfdist_client_begin_generation(clients.back(), 0, 1, 0);
     for (const int window : windows) {
-      if (window >= 0) close(window);
+      if (window >= 0 && setting_.recovers) windows_.push_back(window);
+      if (window >= 0 && !setting_.recovers) close(window);
     }
+  }
+
+  std::vector<int32_t> serve(size_t server, int worker) {
+    std::vector<int32_t> ours;
+    for (int k = 0; k < 2; ++k) {
+      int pair[2];
+      CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+      ours.push_back(pair[0]);
+      CHECK(tfdist_server_serve(servers[server], pair[1], worker, token_) == TFDIST_OK);
+    }
+    return ours;
   }
 
   static int share(tfdist_server* server, int worker, int64_t bytes) {
@@ -114,6 +166,8 @@ class Job {
   }
 
   const Setting setting_;
+  uint64_t token_ = 77;
+  std::vector<int> windows_, wake_;
 };
 
 // A worker's arrays: gradients that become parameters, and rows of the last tensor.
@@ -163,7 +217,7 @@ void read(tfdist_client* client, Arrays* arrays) {
     spans[t].elements = kElements[t];
   }
   tfdist_exchange_result result;
-  CHECK(tfdist_client_transfer(client, 0, 0, 0, spans, kTensors, &result) == TFDIST_OK);
+  CHECK(tfdist_client_transfer(client, 0, 0, 0, spans, nullptr, kTensors, &result) == TFDIST_OK);
 }
 
 void in_threads(int count, const std::function<void(int)>& run) {
@@ -275,6 +329,52 @@ void test_lost_server(bool prefetch, bool is_shared) {
   job.servers.pop_back();
 }
 
+// The server is replaced by one that knows less, while workers push ones; they tell it what they have, and send again.
+void test_recovery(bool is_shared, bool prefetch, int mode) {
+  Setting setting;
+  setting.is_shared = is_shared;
+  setting.recovers = true;
+  setting.mode = mode;
+  setting.num_workers = 2;
+  setting.num_servers = 1;
+  Job job(setting);
+  std::atomic<bool> is_over{false};
+  std::atomic<int> pushes{0};
+  const auto saved = job.save();
+  std::thread kills([&] {
+    for (int kill = 1; kill <= 4; ++kill) {
+      while (pushes < 40 * kill) std::this_thread::yield();
+      job.replace(saved);
+    }
+    is_over = true;
+  });
+  in_threads(2, [&](int worker) {
+    Arrays arrays, known;
+    tfdist_exchange_result result;
+    read(job.clients[worker], &known);
+    while (!is_over) {
+      arrays.fill(1);
+      tfdist_exchange call = arrays.call();
+      call.prefetch = prefetch;
+      call.offers = 1;
+      for (int t = 0; t < kTable; ++t) arrays.dense[t].current = known.tensors[t].data();
+      arrays.touched.current = known.tensors[kTable].data();
+      const int code = tfdist_client_exchange(job.clients[worker], 0, &call, &result);
+      CHECK(code == TFDIST_OK);
+      std::swap(arrays.tensors, known.tensors);
+      ++pushes;
+    }
+    CHECK(tfdist_client_flush(job.clients[worker], 0, &result) == TFDIST_OK);
+    tfdist_server_set_active(job.servers[0], 0, worker, 0, 0);
+    tfdist_client_close(job.clients[worker]);
+  });
+  kills.join();
+  const auto* theta = static_cast<double*>(tfdist_server_array(job.servers[0], 0, 0, 0));
+  const double total = mode == TFDIST_SYNCHRONOUS ? static_cast<double>(tfdist_server_updates(job.servers[0], 0)) : pushes.load();
+  for (int64_t i = 0; i < kElements[0]; ++i) CHECK(theta[i] == -total);
+  CHECK(tfdist_server_updates(job.servers[0], 0) == static_cast<int64_t>(total));
+}
+
 // A hosted update, and one that its host refuses.
 int32_t host(void* context, const tfdist_hosted_gradient* gradients, int32_t num_gradients, double, char* text,
              int64_t capacity) {
@@ -306,7 +406,7 @@ void test_hosted() {
   const tfdist_client_part part{0, 0, 0, 16};
   const tfdist_client_tensor tensor{"tensor", TFDIST_FLOAT32, 1, 1, &part};
   const int64_t bytes = 64;
-  const tfdist_client_store store{&tensor, 1, &number, nullptr, &bytes, 0};
+  const tfdist_client_store store{&tensor, 1, &number, nullptr, &bytes, 0, 0, 0};
   CHECK(tfdist_client_add_store(client, &store) == 0);
   float values[16] = {};
   const tfdist_exchange_dense dense{0, 0, values, values, values};
@@ -344,7 +444,11 @@ int main() {
     test_loss(setting, TFDIST_LOST);
     setting.backup_workers = 1;
     test_loss(setting, TFDIST_OK);
-    for (const bool prefetch : {true, false}) test_lost_server(prefetch, is_shared);
+    for (const bool prefetch : {true, false}) {
+      test_lost_server(prefetch, is_shared);
+      test_recovery(is_shared, prefetch, TFDIST_ASYNCHRONOUS);
+    }
+    test_recovery(is_shared, false, TFDIST_SYNCHRONOUS);
   }
   test_hosted();
   std::printf("all checks held\n");

@@ -16,6 +16,7 @@ NATIVE = ROOT / "tfdist" / "native"
 # Test program -> the folders of the core it is built with, and how far it is optimised (reductions: vectorised).
 PROGRAMS = {
     "engine_test": (("common", "transport", "engine", "elastic"), "-O1"),
+    "elastic_test": (("common", "transport", "engine", "elastic"), "-O1"),
     "stream_test": (("common", "transport", "engine", "elastic"), "-O1"),
     "reduce_test": (("common",), "-O3"),
     "parameter_server_test": (("common", "parameter_server"), "-O1"),

@@ -1,7 +1,10 @@
 """The server as a process of its own: what it holds in memory, and what it leaves when it ends."""
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from tests.parameter_server.jobs import SECONDS, SECRET, push
 from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.parameter_server import spawn
 from tfdist.parameter_server.client import Client, Options, Tensor
+from tfdist.parameter_server.recovery import Recovery
 from tfdist.parameter_server.rules import make_rule
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -75,3 +79,47 @@ def test_servers_leave_their_summary_before_they_are_gone(num_servers):
                 assert (summary["server"], summary["updates"]) == (index, 1)
                 assert summary["parameters_bytes"] == SHARD_BYTES // num_servers
                 assert summary["workers"]["0"]["staleness"] == {"0": 1}
+
+
+@contextlib.contextmanager
+def provided(rendezvous, folder, incarnation):
+    """Yields a server as `tfdist run --servers` starts it."""
+    place = {
+        "TFDIST_SERVER": "0",
+        "TFDIST_NUM_SERVERS": "1",
+        "TFDIST_WORLD_SIZE": "1",
+        "TFDIST_STORE": rendezvous.address,
+    }
+    recovers = {"TFDIST_RECOVER": "1", "TFDIST_INCARNATION": str(incarnation), "TFDIST_SNAPSHOTS": str(folder)}
+    variables = {**os.environ, **place, **recovers, "TFDIST_SECRET": SECRET.decode(), "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen([sys.executable, "-m", "tfdist.parameter_server"], env=variables)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_of_the_launcher_goes_on_at_another_address(tmp_path):
+    with StoreServer(secret=SECRET) as rendezvous, StoreClient(rendezvous.address, SECRET) as asked:
+
+        def find(_):
+            return asked.get("parameter_server/0", timeout=SECONDS).decode()
+
+        with provided(rendezvous, tmp_path, 0) as first:
+            before = find(0)
+            client = Client([before], 0, SECRET, recovery=Recovery(seconds=SECONDS, find=find))
+            store = client.add_store("model", [Tensor("w", (8,), "float64", make_rule("add"))], Options())
+            store.write(0, [np.full(8, 5.0)])
+            store.begin(1, 0, tell=True)
+            _, current = push(store, np.ones(8))
+            first.kill()
+        with provided(rendezvous, tmp_path, 1) as second:
+            try:
+                assert push(store, np.ones(8), current=current)[1][0][0] == 7
+                assert find(0) != before
+            finally:
+                client.close()
+            second.terminate()
+            assert second.wait(SECONDS) == 0
+    assert not os.listdir(tmp_path)

@@ -1,5 +1,6 @@
 """Training that goes on where it was interrupted, on as many workers as there are then."""
 
+import atexit
 import collections
 import dataclasses
 import hashlib
@@ -24,15 +25,20 @@ _fit_calls = collections.Counter()  # by directory, in this process
 class DistributedCheckpoint(keras.callbacks.Callback):
     """Takes checkpoints of `fit`, and resumes from the newest one when the same script is started again.
 
-    A checkpoint holds the weights, the optimizer's variables, the states of random generators, the epoch, the step, and what
-    the order of the data follows from. It may be resumed with another number of workers or servers, under another strategy
-    of tfdist or none. The chief copies the state into the host's memory between two steps; a thread writes it while training
-    goes on. A process that is killed at any moment leaves whole checkpoints behind, and a damaged one is found and
-    passed over (see `tfdist.checkpoint`). Choose Keras's `BackupAndRestore` where nothing but Keras may read it.
+    A checkpoint holds the weights, the optimizer's variables, the states of random generators, the metrics' counts, the epoch,
+    the step, and what the order of the data follows from. Another number of workers or servers may resume it, under another
+    strategy of tfdist or none. The chief copies the state into the host's memory between two steps; a thread writes it
+    while training goes on. A process that is killed at any moment leaves whole checkpoints behind, and a damaged one is found
+    and passed over (see `tfdist.checkpoint`). Choose Keras's `BackupAndRestore` where Keras alone is to read it; beside it,
+    the later one in the list decides.
 
-    Put it on every worker, last in the list of callbacks. Only the chief reads and writes `directory`. A `fit` that had ended
-    is not repeated, unless `epochs` is higher. On the chief a checkpoint costs a copy of the state, S bytes, and while it is
-    written one or two times S in memory; at the start every worker receives S.
+    Put it on every worker, last in the list of callbacks. Only the chief reads and writes `directory`. A `fit` that had
+    ended is not repeated, unless `epochs` is higher. After SIGTERM to any worker all stop between the same two steps, the
+    chief takes a last checkpoint, and the processes end with exit code 143. On the chief a checkpoint costs a copy of the state,
+    S bytes, and while it is written one or two times S in memory; when resuming every worker receives S.
+
+    Within an epoch the batches that are done are passed over. Workers that take batches as they are free, the asynchronous
+    ones, begin the epoch anew with the state that was reached, as do workers that follow on them.
 
     Args:
       directory: str or path, of the checkpoints of this training alone; made where it is missing.
@@ -42,7 +48,7 @@ class DistributedCheckpoint(keras.callbacks.Callback):
       resume: bool, whether to begin with the newest checkpoint in `directory`, if there is one.
 
     Raises:
-      ConfigurationError: an argument makes no sense; or, when training begins, the model is another one than the checkpoint's.
+      ConfigurationError: an argument makes no sense; or, when training begins, the model is not like the checkpoint's.
       CorruptCheckpointError: when training begins, if there are checkpoints and all are damaged.
 
     Example:
@@ -56,7 +62,8 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         super().__init__()
         if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
             raise ConfigurationError(
-                f"save_freq is expected to be 'epoch' or a number of steps > 0. Received: save_freq={save_freq!r}. Correct it."
+                "save_freq is expected to be 'epoch' or a number of steps > 0. "
+                f"Received: save_freq={save_freq!r}. Correct it."
             )
         if keep < 1:
             raise ConfigurationError(f"keep is expected to be at least 1. Received: keep={keep}. Keep the newest.")
@@ -104,19 +111,26 @@ class DistributedCheckpoint(keras.callbacks.Callback):
         self._step = batch + 1
         self._since += batch + 1 - self._begin
         if self._agreement.reached((self._epoch, 0, batch), self._notice.is_received):
-            self._stop()
+            if not self._agreement.needs_meeting:
+                self._stop()
+            self.model.stop_training = True  # all come to the end of the epoch at once, and meet there
+            return
         # Others go on counting: whoever becomes the chief, because it is lost, takes one at once.
         if self.save_freq != "epoch" and self._since >= self.save_freq and self._is_chief():
             self._since = 0
             self._save()
 
+    def on_test_begin(self, logs=None):
+        self._meet()
+
     def on_test_batch_end(self, batch, logs=None):
-        if self._trains and not keras_resume.is_passing():
+        if self._trains and not self._agreement.needs_meeting and not keras_resume.is_passing():
             if self._agreement.reached((self._epoch, 1, batch), self._notice.is_received):
                 self._epoch, self._step = self._epoch + 1, 0
                 self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
+        self._meet()
         self._epoch, self._step = epoch + 1, 0
         if self.save_freq == "epoch" and not keras_resume.is_passing():
             self._save()
@@ -136,6 +150,11 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             self._save_at_last(self.grace_seconds)
             self._leave()
 
+    def _meet(self):
+        """Stops workers that are not in step behind the barriers of an epoch's end: who was told to end said so before."""
+        if self._trains and self._agreement.needs_meeting and self._agreement.is_announced():
+            self._stop()
+
     def _stop(self):
         """Ends the process when the last checkpoint is written; all workers come here after the same step."""
         self._notice.end()  # a second signal ends it at once
@@ -144,8 +163,11 @@ class DistributedCheckpoint(keras.callbacks.Callback):
             logging.warning("SIGTERM: a last checkpoint at epoch %d, step %d.", self._epoch, self._step)
             self._save_at_last(seconds)
             self._agreement.finished()
+            if getattr(self.model.distribute_strategy, "uses_servers", False):
+                self._agreement.wait_left(seconds)  # they take leave of the servers, which may end with this process
         else:
             self._agreement.wait_finished(seconds)
+            atexit.register(self._agreement.leave)
         self._leave()
         raise SystemExit(EXIT_CODE)
 

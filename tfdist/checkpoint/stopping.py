@@ -16,8 +16,8 @@ class StopAgreement:
     A *boundary* is a place between two steps that all workers pass, in the same order: a tuple that grows, such as (epoch,
     step). The first worker that wants to stop at boundary b says so in the store and waits until the others have heard of it;
     then all stop at the boundary after b. Where every step takes all workers, none of them can have passed that one by then,
-    as that worker has not begun the step before it. Workers that are not in step stop at the next boundary that each
-    comes to. It costs nothing until somebody stops: a thread listens to the store.
+    as that worker has not begun the step before it. Workers that are not in step are told to at the next boundary that each
+    comes to, and have to meet at a barrier before one ends, as others may be on their way to it. It costs nothing until somebody stops: a thread listens to the store.
 
     Args:
       connect: function of no arguments that returns a new `StoreClient`; None for a worker alone.
@@ -50,6 +50,21 @@ class StopAgreement:
             self._after = self._announce(boundary)
         return self._after is not None and tuple(boundary) > self._after
 
+    @property
+    def needs_meeting(self):
+        """Whether workers may end only behind a barrier."""
+        return self._listener is not None and not self._is_in_step
+
+    def is_announced(self):
+        """Asks the store whether anybody wants to stop: behind a barrier all get the same answer."""
+        if self._after is None:
+            self._ask(self._look)
+        return self._after is not None
+
+    def _look(self, store):
+        if store.try_get(f"{self._key}/after") is not None:
+            self._after = ()
+
     def finished(self):
         """Tells the others that what was to be done before the end is done."""
         self._ask(lambda store: store.set(f"{self._key}/finished", b"yes"))
@@ -57,6 +72,14 @@ class StopAgreement:
     def wait_finished(self, timeout):
         """Waits until somebody calls `finished`, at most `timeout` seconds."""
         self._ask(lambda store: store.get(f"{self._key}/finished", timeout=timeout))
+
+    def leave(self):
+        """Tells that this worker needs nothing any more that the chief provides."""
+        self._ask(lambda store: store.set(f"{self._key}/left/{self._rank}", b"yes"))
+
+    def wait_left(self, timeout):
+        """Waits until all others have called `leave`, at most `timeout` seconds."""
+        self._ask(lambda store: self._await_others(store, "left", timeout))
 
     def close(self):
         """Ends the listener. Calling it again does nothing."""
@@ -69,12 +92,15 @@ class StopAgreement:
 
         def announce(store):
             store.set(f"{self._key}/after", ",".join(map(str, after)).encode())
-            deadline = time.monotonic() + _ACKNOWLEDGE_SECONDS
-            for other in set(self._members()) - {self._rank}:
-                store.get(f"{self._key}/heard/{other}", timeout=max(0.0, deadline - time.monotonic()))
+            self._await_others(store, "heard", _ACKNOWLEDGE_SECONDS)
 
         self._ask(announce)
         return after
+
+    def _await_others(self, store, what, timeout):
+        deadline = time.monotonic() + timeout
+        for other in set(self._members()) - {self._rank}:
+            store.get(f"{self._key}/{what}/{other}", timeout=max(0.0, deadline - time.monotonic()))
 
     def _listen(self, listener):
         with contextlib.suppress(TfdistError):
@@ -84,7 +110,7 @@ class StopAgreement:
 
     def _ask(self, request):
         """Makes requests on a connection of its own; that the store or a worker is gone does not matter at the end."""
-        if self._listener is None:
+        if self._connect is None:
             return
         with contextlib.suppress(TfdistError), self._connect() as store:
             request(store)

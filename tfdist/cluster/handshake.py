@@ -1,14 +1,14 @@
 """Both ends of a connection prove that they know the job's secret, without sending it.
 
     hello   = magic | 32 random bytes | u16 length | identity           each side, at once
-    proof_i = HMAC-SHA256(secret, "initiator" | hello_i | hello_r)      the initiator, first
+    proof_i = HMAC-SHA256(secret, "initiator" | hello_i | hello_r | binding)      the initiator, first
     verdict = 1 | proof_r  or  0                                        the responder, after checking proof_i
-    proof_r = HMAC-SHA256(secret, "responder" | hello_i | hello_r)
+    proof_r = HMAC-SHA256(secret, "responder" | hello_i | hello_r | binding)
 
 The random bytes make a recorded proof worthless, the role in the text makes a reflected one worthless, and the
 identities are part of what is proven. The secret must be random (it could be searched for offline otherwise). This
-authenticates the peer when the connection opens; the bytes that follow are neither encrypted nor signed, so run on
-a network you trust not to rewrite packets.
+authenticates the peer when the connection opens; the bytes that follow are neither encrypted nor signed, unless the
+connection is TLS (tls.py): then `binding`, which both ends of that know, is added to what is proven.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import struct
 import time
 
 from tfdist.cluster.frames import ConnectionClosedError, receive_exactly, receive_some, send_all
+from tfdist.cluster.tls import wrap
 from tfdist.errors import AuthenticationError, ConfigurationError
 
 MAX_IDENTITY_BYTES = 1024
@@ -25,12 +26,46 @@ _MAGIC = b"tfdist/1"
 _NONCE_BYTES = 32
 _PROOF_BYTES = hashlib.sha256().digest_size
 _IDENTITY_LENGTH = struct.Struct(">H")
+_TLS_RECORD = b"\x16\x03"
+_PERHAPS_TLS = "It speaks TLS. Set TFDIST_TLS on all hosts or on none."
+_ANOTHER = "Another program uses this port, or another version of tfdist."
 _SAME_SECRET = (
     "Give every process of the job the same TFDIST_SECRET or TFDIST_SECRET_FILE, or start it by `tfdist run`."
 )
 
 
-def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0):
+def secure(sock, secret, *, initiator, identity=b"", timeout=10.0):
+    """Makes a connected socket one of the job's: TLS where TFDIST_TLS is set, then both sides prove the secret.
+
+    Args:
+      sock: a connected socket. Use the one that is returned instead; on an error this one is closed.
+      secret, initiator, identity, timeout: as for `authenticate`.
+
+    Returns:
+      `(socket, identity)`: a socket with the time-out of `sock`, and the peer's identity, bytes.
+
+    Raises:
+      AuthenticationError: as `authenticate`; or the peer does not speak TLS, or shows a certificate that is not accepted.
+      ConfigurationError: as `authenticate`; or there is no certificate to be had.
+    """
+    before, deadline, inner = sock.gettimeout(), time.monotonic() + timeout, None
+    try:
+        inner, binding = wrap(sock, initiator=initiator, timeout=timeout)
+        left = max(deadline - time.monotonic(), 0.001)
+        found = authenticate(inner, secret, initiator=initiator, identity=identity, timeout=left, binding=binding)
+        inner.settimeout(before)
+    except BaseException as error:
+        (inner or sock).close()
+        if isinstance(error, (ConnectionClosedError, OSError)):
+            raise AuthenticationError(
+                f"The peer was expected to finish the handshake of TLS within timeout={timeout:g} s. Received: {error}. "
+                "Set TFDIST_TLS on all hosts or on none."
+            ) from error
+        raise
+    return inner, found
+
+
+def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0, binding=b""):
     """Authenticates both sides of a connected socket to each other.
 
     Costs two round trips. The socket's own time-out is as before on return; on an error close the socket.
@@ -41,6 +76,7 @@ def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0):
       initiator: bool, True on the side that connected.
       identity: bytes, at most 1 KiB: what this side says of itself (its rank, say); the peer gets it authenticated.
       timeout: float seconds for the whole exchange, however slowly the peer sends.
+      binding: bytes that are proven too, the same on both sides: what TLS they speak by.
 
     Returns:
       The peer's identity, bytes.
@@ -58,7 +94,7 @@ def authenticate(sock, secret, *, initiator, identity=b"", timeout=10.0):
         )
     before = sock.gettimeout()
     try:
-        peer_identity = _exchange(sock, bytes(secret), initiator, bytes(identity), time.monotonic() + timeout)
+        peer_identity = _exchange(sock, bytes(secret), initiator, bytes(identity), binding, time.monotonic() + timeout)
         sock.settimeout(before)
     except TimeoutError as error:
         raise AuthenticationError(
@@ -81,13 +117,13 @@ def check_secret(secret):
         )
 
 
-def _exchange(sock, secret, initiator, identity, deadline):
+def _exchange(sock, secret, initiator, identity, binding, deadline):
     hello = b"".join((_MAGIC, os.urandom(_NONCE_BYTES), _IDENTITY_LENGTH.pack(len(identity)), identity))
     send_all(sock, hello, deadline)
     peer_hello, peer_identity = _receive_hello(sock, deadline)
     transcript = hello + peer_hello if initiator else peer_hello + hello
-    proof_i = hmac.digest(secret, b"initiator" + transcript, "sha256")
-    proof_r = hmac.digest(secret, b"responder" + transcript, "sha256")
+    proof_i = hmac.digest(secret, b"initiator" + transcript + binding, "sha256")
+    proof_r = hmac.digest(secret, b"responder" + transcript + binding, "sha256")
     if initiator:
         send_all(sock, proof_i, deadline)
         if receive_exactly(sock, 1, deadline) != b"\x01":
@@ -113,7 +149,7 @@ def _receive_hello(sock, deadline):
         if not _MAGIC.startswith(magic):
             raise AuthenticationError(
                 f"The peer was expected to speak tfdist's protocol. Received: first bytes {magic!r}. "
-                "Another program uses this port, or another version of tfdist."
+                + (_PERHAPS_TLS if _TLS_RECORD.startswith(magic[:2]) else _ANOTHER)
             )
     rest = receive_exactly(sock, _NONCE_BYTES + _IDENTITY_LENGTH.size, deadline)
     (length,) = _IDENTITY_LENGTH.unpack(rest[_NONCE_BYTES:])

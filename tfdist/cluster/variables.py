@@ -27,12 +27,16 @@ Set by you where the default does not fit:
     TFDIST_ALGORITHM     the all-reduce algorithm for every size, such as ring; default: chosen by size
     TFDIST_PLAN          a file: where it exists its rates are used, else those measured are saved to it, so that later
                          jobs make the same choices; or "default": nothing is measured, ordinary rates are used
+    TFDIST_TLS           1: every connection is encrypted (the same on all hosts); `tfdist run --tls` sets it
+    TFDIST_TLS_CERT, TFDIST_TLS_KEY, TFDIST_TLS_CA  files (PEM): this host's certificate, its key, and who must have signed the
+                         others' (default: that very certificate); without them each process draws a certificate of its own
     TFDIST_SNAPSHOTS     a folder in which parameter servers keep their snapshots; default: the system's temporary one
     TFDIST_STRATEGY      the strategy that `tfdist.strategy()` makes when it is given no name
     TFDIST_FAULTS        faults that `tfdist.testing.FaultInjector` has scheduled, as JSON; for tests
 An empty variable counts as not set.
 """
 
+import dataclasses
 import math
 
 from tfdist.errors import ConfigurationError
@@ -165,6 +169,32 @@ def transport(environ):
             f"Received: TFDIST_TRANSPORT={value!r}. Correct it, or unset it."
         )
     return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """Paths of this host's certificate, of its key and of the authority's certificate; "" where they are not given."""
+
+    certificate: str = ""
+    key: str = ""
+    authority: str = ""
+
+
+def tls(environ):
+    """Reads TFDIST_TLS and what belongs to it: a `Tls`, or None where connections are not encrypted."""
+    text = environ.get("TFDIST_TLS", "")
+    found = Tls(*(environ.get(f"TFDIST_TLS_{name}", "") for name in ("CERT", "KEY", "CA")))
+    if text not in ("", "0", "1"):
+        raise ConfigurationError(
+            f"TFDIST_TLS is expected to be 0 or 1. Received: TFDIST_TLS={text!r}. Correct it, or unset it."
+        )
+    if bool(found.certificate) != bool(found.key) or (found.authority and not found.certificate):
+        raise ConfigurationError(
+            "TFDIST_TLS_CERT and TFDIST_TLS_KEY are expected together, and with TFDIST_TLS_CA. "
+            f"Received: TFDIST_TLS_CERT={found.certificate!r}, TFDIST_TLS_KEY={found.key!r}, "
+            f"TFDIST_TLS_CA={found.authority!r}. Set both, or none to have a certificate drawn."
+        )
+    return found if text == "1" else None
 
 
 def sockets_per_peer(environ):

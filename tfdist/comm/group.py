@@ -289,8 +289,12 @@ class Group:
           name: shown in errors, must be equal on all ranks.
 
         Returns:
-          A new array of shape [sum of first dimensions, ...].
+          A new array of shape [sum of first dimensions, ...]. Rows of a worker that was lost meanwhile are zeros.
         """
+        return self._gather(array, name)[0]
+
+    def _gather(self, array, name):
+        """Returns what all_gather does, and the rows in it at which the ranks' end, after a 0."""
         array = np.asarray(array)
         if array.ndim == 0:
             raise ConfigurationError(
@@ -301,12 +305,13 @@ class Group:
         rows[self.rank] = array.shape[0]
         self._run("all_gather", rows, "int64", "sum", f"{description}: how many")
         ends = np.concatenate([[0], np.cumsum(rows)])
-        result = np.empty((int(ends[-1]), *array.shape[1:]), array.dtype)
+        allocate = np.zeros if self.is_elastic else np.empty  # nobody fills the rows of a rank that is lost by now
+        result = allocate((int(ends[-1]), *array.shape[1:]), array.dtype)
         result[ends[self.rank] : ends[self.rank + 1]] = array
         work, dtype = _bytes_of(result)
         offsets = ends * (work.size // max(int(ends[-1]), 1))
         self._run("all_gather", work, dtype, "sum", description, offsets=offsets)
-        return result
+        return result, ends
 
     def reduce_scatter(self, array, op="sum", *, name="reduce_scatter"):
         """Reduces over all ranks and keeps this rank's share of the rows.
@@ -354,11 +359,11 @@ class Group:
         self._run("barrier", np.zeros(2, np.uint8), "byte", "sum", name, timeout=timeout)
 
     def all_gather_bytes(self, data, *, name="all_gather_bytes"):
-        """Returns the bytes of every rank, a list in rank order; lengths may differ."""
-        lengths = self.all_gather(np.array([len(data)], np.int64), name=f"{name} (lengths)")
-        whole = self.all_gather(np.frombuffer(data, np.uint8), name=name).tobytes()
-        ends = np.cumsum(lengths)
-        return [whole[end - length : end] for end, length in zip(ends, lengths)]
+        """Returns the bytes of every rank, a list in rank order; lengths may differ. An empty slot, or a lost one, has b""."""
+        marked = np.frombuffer(b"\1" + data, np.uint8)  # nobody's bytes read as zeros
+        whole, ends = self._gather(marked, name)
+        parts = [whole[begin:end].tobytes() for begin, end in itertools.pairwise(ends)]
+        return [part[1:] if part[:1] == b"\1" else b"" for part in parts]
 
     def agree(self, what, values):
         """Checks that all ranks pass equal values.

@@ -12,13 +12,16 @@ import json
 import socket
 import time
 
-from tfdist.cluster.handshake import authenticate
+from tfdist.cluster.doorman import Doorman
+from tfdist.cluster.handshake import secure
+from tfdist.cluster.host import is_loopback
 from tfdist.cluster.store import StoreClient
 from tfdist.collectives import Topology
 from tfdist.comm import shared_memory
-from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError
+from tfdist.errors import ConfigurationError, RendezvousError
 
 _SOCKETS_AT_MOST = 16
+_BACKLOG = 1024  # a crowd of strangers does not keep the ranks out
 _HANDSHAKE_SECONDS = 10.0
 _CHECK_SECONDS = 0.1
 
@@ -64,7 +67,7 @@ def connect(cluster, *, timeout, generation=0, transport="auto", sockets_per_pee
     segments = shared_memory.Segments(cluster.rank, cluster.world_size, wanted=transport != "tcp")
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(segments.close)
-        with _listen(cluster.bind_host, cluster.world_size * _SOCKETS_AT_MOST) as listener:
+        with _listen(cluster.bind_host, max(_BACKLOG, cluster.world_size * _SOCKETS_AT_MOST)) as listener:
             with StoreClient(cluster.store_address, cluster.secret, timeout=timeout) as store:
                 exchange = functools.partial(_exchange, store, cluster, generation, deadline, timeout, check)
                 address = [cluster.bind_host, listener.getsockname()[1]]
@@ -98,7 +101,7 @@ def _listen(host, backlog):
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.bind((host, 0))
     listener.listen(backlog)
-    return listener
+    return _tuned(listener, host)
 
 
 def _left(deadline):
@@ -153,53 +156,58 @@ def _dial(cluster, generation, peer, index, address, deadline):
     try:
         sock = socket.create_connection(address, timeout=_left(deadline))
         identity = json.dumps([generation, cluster.rank, peer, index]).encode()
-        authenticate(
-            sock, cluster.secret, initiator=True, identity=identity, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
-        )
+        seconds = min(_left(deadline), _HANDSHAKE_SECONDS)
+        sock, _ = secure(_tuned(sock, address[0]), cluster.secret, initiator=True, identity=identity, timeout=seconds)
     except OSError as error:
         raise RendezvousError(
             f"rank {cluster.rank} could not connect to rank {peer} at {address[0]}:{address[1]}: {error}. "
             "Check that the hosts reach each other (firewall, TFDIST_ADDRESS)."
         ) from error
-    return _tuned(sock)
+    return sock
 
 
 def _accept_higher(listener, cluster, generation, sockets, deadline, timeout, store, check):
     """Accepts until every higher rank is here; whoever fails the handshake is dropped and does no harm."""
-    while any(None in sockets[peer] for peer in range(cluster.rank + 1, cluster.world_size)):
-        listener.settimeout(_left(deadline) if check is None else min(_left(deadline), _CHECK_SECONDS))
-        try:
-            sock, _ = listener.accept()
-        except TimeoutError as error:
-            if time.monotonic() >= deadline:
-                raise _nobody_came(store, cluster, generation, timeout) from error
-            if check is not None:
-                check()
-            continue
-        try:
-            identity = authenticate(
-                sock, cluster.secret, initiator=False, timeout=min(_left(deadline), _HANDSHAKE_SECONDS)
-            )
-            theirs, peer, addressed, index = json.loads(identity)
-        except (AuthenticationError, ValueError, OSError):
-            sock.close()
-            continue
-        if (
-            theirs == generation
-            and addressed == cluster.rank
-            and cluster.rank < peer < cluster.world_size
-            and 0 <= index < len(sockets[peer])
-            and sockets[peer][index] is None
-        ):
-            sockets[peer][index] = _tuned(sock)
-        else:
-            sock.close()
+    with Doorman(listener, cluster.secret) as doorman:
+        while any(None in sockets[peer] for peer in range(cluster.rank + 1, cluster.world_size)):
+            try:
+                sock, identity = doorman.next(
+                    _left(deadline) if check is None else min(_left(deadline), _CHECK_SECONDS)
+                )
+            except TimeoutError as error:
+                if time.monotonic() >= deadline:
+                    raise _nobody_came(store, cluster, generation, timeout) from error
+                if check is not None:
+                    check()
+                continue
+            theirs, peer, addressed, index = _understood(identity)
+            if (
+                theirs == generation
+                and addressed == cluster.rank
+                and cluster.rank < peer < cluster.world_size
+                and 0 <= index < len(sockets[peer])
+                and sockets[peer][index] is None
+            ):
+                sockets[peer][index] = sock
+            else:
+                sock.close()
 
 
-def _tuned(sock):
+def _understood(identity):
+    """Returns the four numbers that a rank says of its connection; such that fit nowhere where they are none."""
+    try:
+        said = json.loads(identity)
+    except (ValueError, RecursionError):
+        said = None
+    is_sound = isinstance(said, list) and len(said) == 4 and all(isinstance(number, int) for number in said)
+    return said if is_sound else (-1, -1, -1, -1)
+
+
+def _tuned(sock, host):
+    """Sets the options of a connection with `host`, or of a listener there, whose connections have them too."""
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_CONGESTION") and sock.getpeername()[0] in ("127.0.0.1", "::1"):
+    if hasattr(socket, "TCP_CONGESTION") and is_loopback(host):
         # Pacing for a bottleneck that loopback does not have halves its throughput (BBR); reno is always available.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")

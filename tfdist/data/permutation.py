@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from tfdist.data import pipeline, rows
 
-
 _SEED = "the data's seed"
 
 

@@ -59,7 +59,7 @@ class Membership:
     @property
     def is_joining(self):
         """Whether this worker has come again and is not a member yet."""
-        return self.incarnation > 0 and len(self.history) == 1 and self.generation == 0
+        return self.incarnation > 0 and self.generation == 0
 
     def watch(self):
         """Starts the threads."""
@@ -240,13 +240,13 @@ class Membership:
             place, timeout=_CONNECT_SECONDS, generation=generation, transport=self._settings["transport"],
             sockets_per_peer=self._settings["sockets_per_peer"], check=check,
         )  # fmt: skip
+        self.history[generation] = members  # first: once the group is formed anew, who waited in it asks for them
         try:
             joined = bool(decision.joined)
             self.group.reform(formed, members, generation, decision.counts, starts_anew=joined)
         finally:
             shared_memory.close_all(formed.segments)
         self.members, self.generation = decision.members, generation
-        self.history[generation] = members
 
     def _native_report(self):
         text = ctypes.create_string_buffer(_REPORT_BYTES)

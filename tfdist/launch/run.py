@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 import os
 
-from tfdist.cluster import variables
+from tfdist.cluster import tls, variables
 from tfdist.cluster.address import parse_address
 from tfdist.errors import ConfigurationError
 from tfdist.launch import local
@@ -31,7 +31,10 @@ examples:
 
 def main(arguments):
     """Runs the subcommand; returns the exit code."""
-    return local.start(parse(arguments))
+    job = parse(arguments)
+    os.environ.update({name: value for name, value in job.variables.items() if name.startswith("TFDIST_TLS")})
+    tls.check(os.environ)
+    return local.start(job)
 
 
 def parse(arguments, environ=os.environ):
@@ -53,6 +56,7 @@ def parse(arguments, environ=os.environ):
         added["TFDIST_TIMEOUT"] = f"{chosen.timeout:g}"
     if chosen.inject:
         added.update(_faults(chosen.inject, max(chosen.num_workers * chosen.nodes, chosen.max_workers or 0)))
+    added.update(_tls(chosen))
     strategy = chosen.strategy or environ.get("TFDIST_STRATEGY", "")
     if strategy:
         _check_strategy(strategy, chosen.num_workers * chosen.nodes, chosen.servers)
@@ -98,10 +102,23 @@ def _parser():
                         help="to end, after SIGTERM to this command (10; 3 with --no-recover)")  # fmt: skip
     parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a worker waits for the others")
     parser.add_argument("--inject", metavar="FAULTS", help='for tests, such as "kill:rank=1,step=3"')
+    parser.add_argument("--tls", action="store_true", help="encrypt every connection; the same on all nodes")
+    for name, what in (("cert", "certificate"), ("key", "key"), ("ca", "authority's certificate")):
+        text = f"this host's {what}, with --tls (drawn by each process)"
+        parser.add_argument(f"--tls-{name}", metavar="FILE", help=text)
     parser.add_argument("--nodes", type=count(1), default=1, metavar="K", help="hosts that run this command (1)")
     parser.add_argument("--node-rank", type=count(0), default=0, metavar="I", help="this host's number, from 0 (0)")
     parser.add_argument("--address", metavar="HOST:PORT", help="of node 0; needed with --nodes")
     return parser
+
+
+def _tls(chosen):
+    """Returns the variables that say how connections are encrypted."""
+    files = {"CERT": chosen.tls_cert, "KEY": chosen.tls_key, "CA": chosen.tls_ca}
+    given = {f"TFDIST_TLS_{name}": os.path.abspath(path) for name, path in files.items() if path}
+    if given and not chosen.tls:
+        raise ConfigurationError("--tls is expected with --tls-cert, --tls-key and --tls-ca. Received: none. Add it.")
+    return {"TFDIST_TLS": "1", **given} if chosen.tls else {}
 
 
 def _restart_rules(chosen, environ):

@@ -306,8 +306,8 @@ TFDIST_EXPORT int64_t tfdist_server_save(tfdist_server* server, int32_t store, i
 /* TFDIST_OK, or TFDIST_MISMATCH: it is the state of something else. */
 TFDIST_EXPORT int32_t tfdist_server_load(tfdist_server* server, int32_t store, int32_t shard, const void* buffer,
                                          int64_t bytes);
-/* What was loaded is newer than whatever a worker may have. */
-TFDIST_EXPORT void tfdist_server_supersede(tfdist_server* server, int32_t store);
+/* What was loaded is newer than whatever a worker may have. `incarnation`: of the server, higher each time. */
+TFDIST_EXPORT void tfdist_server_supersede(tfdist_server* server, int32_t store, int32_t incarnation);
 /* After loading: nobody is served until the workers that were there have offered what they have, or for so long. */
 TFDIST_EXPORT void tfdist_server_await_offers(tfdist_server* server, int32_t store, double seconds);
 /* While it is held, which is until the same thread lets go, the host gets no gradient. */
@@ -411,8 +411,10 @@ TFDIST_EXPORT void tfdist_client_begin_generation(tfdist_client* client, int32_t
 TFDIST_EXPORT int32_t tfdist_client_exchange(tfdist_client* client, int32_t store, const tfdist_exchange* call,
                                              tfdist_exchange_result* result);
 TFDIST_EXPORT int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchange_result* result);
+/* `current`: of a reading, what this worker was sent last, for a server that has lost it; or NULL. */
 TFDIST_EXPORT int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot,
-                                             const tfdist_span* spans, int32_t num_spans, tfdist_exchange_result* result);
+                                             const tfdist_span* spans, const tfdist_span* current, int32_t num_spans,
+                                             tfdist_exchange_result* result);
 TFDIST_EXPORT int32_t tfdist_client_pull_rows(tfdist_client* client, int32_t store, int32_t tensor, const int64_t* rows,
                                               int64_t num_rows, void* target, tfdist_exchange_result* result);
 

@@ -89,7 +89,7 @@ def _keeping(chosen, place):
     if chosen.snapshots:
         peers = chosen.peers.split(",")
         find = peers.__getitem__ if len(peers) > 1 else None
-        return Keeping(chosen.snapshots, find=find, resumes=chosen.incarnation > 0)
+        return Keeping(chosen.snapshots, find=find, incarnation=chosen.incarnation)
     if chosen.report_to is not None or not variables.recover(os.environ, default=False):
         return None
 
@@ -101,7 +101,7 @@ def _keeping(chosen, place):
     job = hashlib.sha256(place.secret + place.store_address.encode()).hexdigest()[:16]
     path = os.path.join(folder, f"tfdist-{os.getuid()}-{job}-server-{place.index}")
     find = find if place.store_address else None
-    return Keeping(path, find=find, resumes=variables.incarnation(os.environ) > 0)
+    return Keeping(path, find=find, incarnation=variables.incarnation(os.environ))
 
 
 def _leave_the_workers_core():

@@ -147,19 +147,26 @@ class ClientStore:
         if self._replica:
             self._replica.write(slot, arrays)
 
-    def read(self, slot, arrays):
-        """Fills the contiguous `arrays` (None leaves one out) with array `slot`; returns how many updates they have seen."""
-        return self._transfer(False, slot, arrays).updates
+    def read(self, slot, arrays, current=None):
+        """Fills the contiguous `arrays` (None leaves one out) with array `slot`; returns how many updates they have seen.
 
-    def _transfer(self, writes, slot, arrays):
+        `current`: see `exchange`.
+        """
+        return self._transfer(False, slot, arrays, current).updates
+
+    def _transfer(self, writes, slot, arrays, current=None):
+        spans, known = self._spans(arrays), None if current is None else self._spans(current)
+        result = library.Result()
+        arguments = (self._client.native, self.id, writes, slot, spans, known, len(spans), result)
+        return self._checked(library.core().tfdist_client_transfer(*arguments), result)
+
+    def _spans(self, arrays):
         spans = (comm_library.Span * len(self.tensors))()
         for span, array, tensor in zip(spans, arrays, self.tensors):
             if array is not None:
                 self._check(array, tensor)
                 span.data, span.elements = array.ctypes.data, array.size
-        result = library.Result()
-        arguments = (self._client.native, self.id, writes, slot, spans, len(spans), result)
-        return self._checked(library.core().tfdist_client_transfer(*arguments), result)
+        return spans
 
     def _check(self, array, tensor, shape=None):
         shape = tuple(tensor.shape) if shape is None else shape

@@ -5,7 +5,7 @@ import socket
 
 from tfdist import errors
 from tfdist.cluster.address import parse_address
-from tfdist.cluster.handshake import authenticate
+from tfdist.cluster.handshake import secure
 
 
 def dial(address, server, identity, secret, timeout=30.0):
@@ -32,10 +32,8 @@ def dial(address, server, identity, secret, timeout=30.0):
         ) from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        authenticate(
-            connection, secret, initiator=True, identity=json.dumps(identity).encode(), timeout=min(timeout, 10.0)
-        )
     except BaseException:
         connection.close()
         raise
-    return connection
+    seconds = min(timeout, 10.0)
+    return secure(connection, secret, initiator=True, identity=json.dumps(identity).encode(), timeout=seconds)[0]

@@ -122,6 +122,7 @@ class HostedOptimizer:
             self._is_resumed = False
             for index, variable in self._indexed():
                 variable.assign(self._memory(index))
+            self._take_scalars()
         pairs = []
         for index, variable in self._indexed():
             if index in given:
@@ -144,6 +145,13 @@ class HostedOptimizer:
     def _memory(self, index):
         shard = self._shards[index]
         return memory(self._array(index), shard["shape"], shard["dtype"])
+
+    def _take_scalars(self):
+        """A worker may have offered newer ones than those of the snapshot."""
+        for index, shard in enumerate(self._shards):
+            if shard["name"] == MIRROR:
+                for variable, value in zip(scalars_of(self.optimizer), self._memory(index).tolist()):
+                    variable.assign(np.asarray(value).astype(variable.dtype))
 
     def _tell_scalars(self):
         for index, shard in enumerate(self._shards):

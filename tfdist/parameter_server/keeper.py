@@ -23,7 +23,7 @@ class Keeping:
       keep: int, how many stay.
       offer_seconds: float, how long a restored server waits for what its workers have.
       find: function of a server's index that returns its address, for replicas; None: there are none.
-      resumes: bool, whether there was a server before, whose state is taken.
+      incarnation: int, how often there was a server before, whose state is taken.
     """
 
     folder: str
@@ -31,7 +31,7 @@ class Keeping:
     keep: int = 2
     offer_seconds: float = 2.0
     find: object = None
-    resumes: bool = False
+    incarnation: int = 0
 
 
 class Keeper:
@@ -48,7 +48,7 @@ class Keeper:
         self._secret = secret
         self._stores = stores
         self._snapshots = Snapshots(keeping.folder, keeping.keep)
-        if not keeping.resumes:
+        if not keeping.incarnation:
             self._snapshots.clear()
             self._snapshots = Snapshots(keeping.folder, keeping.keep)
         self._lock = threading.Lock()  # one snapshot at a time
@@ -59,7 +59,7 @@ class Keeper:
 
     def found(self):
         """Returns `(description, blocks, is_newest)` of each store that there was; `is_newest`: a replica's."""
-        blocks = self._snapshots.newest() if self._keeping.resumes else None
+        blocks = self._snapshots.newest() if self._keeping.incarnation else None
         return [self._freshest(*one) for one in state.split(blocks or ())]
 
     def _freshest(self, description, blocks):
@@ -75,8 +75,8 @@ class Keeper:
         return description, blocks, False
 
     @property
-    def offer_seconds(self):
-        return self._keeping.offer_seconds
+    def keeping(self):
+        return self._keeping
 
     def start(self):
         """Begins to write."""

@@ -204,7 +204,7 @@ _SIGNATURES = {
     "tfdist_server_version": (_LONG, [_SERVER, _INT, _INT]),
     "tfdist_server_save": (_LONG, [_SERVER, _INT, _INT, ctypes.c_void_p, _LONG]),
     "tfdist_server_load": (_INT, [_SERVER, _INT, _INT, ctypes.c_char_p, _LONG]),
-    "tfdist_server_supersede": (None, [_SERVER, _INT]),
+    "tfdist_server_supersede": (None, [_SERVER, _INT, _INT]),
     "tfdist_server_await_offers": (None, [_SERVER, _INT, _REAL]),
     "tfdist_server_hold_host": (None, [_SERVER, _INT, _INT]),
     "tfdist_server_record": (None, [_SERVER, _INT, _INT, ctypes.POINTER(WorkerRecord), ctypes.POINTER(_LONG), _INT]),
@@ -220,7 +220,10 @@ _SIGNATURES = {
     "tfdist_client_begin_generation": (None, [_CLIENT, _INT, ctypes.c_uint64, _LONG]),
     "tfdist_client_exchange": (_INT, [_CLIENT, _INT, ctypes.POINTER(Exchange), _RESULT]),
     "tfdist_client_flush": (_INT, [_CLIENT, _INT, _RESULT]),
-    "tfdist_client_transfer": (_INT, [_CLIENT, _INT, _INT, _INT, ctypes.POINTER(Span), _INT, _RESULT]),
+    "tfdist_client_transfer": (
+        _INT,
+        [_CLIENT, _INT, _INT, _INT, ctypes.POINTER(Span), ctypes.POINTER(Span), _INT, _RESULT],
+    ),
     "tfdist_client_pull_rows": (
         _INT,
         [_CLIENT, _INT, _INT, ctypes.c_void_p, _LONG, ctypes.c_void_p, _RESULT],

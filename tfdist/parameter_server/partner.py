@@ -8,7 +8,7 @@ from tfdist.cluster.frames import FrameError, encode, receive_frame, send_all
 from tfdist.errors import TransportError
 from tfdist.parameter_server.dial import dial
 
-_SECONDS = 3.0
+_SECONDS = 10.0
 CHUNK_BYTES = 1 << 19
 
 

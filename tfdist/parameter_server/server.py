@@ -17,7 +17,8 @@ from absl import logging
 
 from tfdist.cluster.address import format_address
 from tfdist.cluster.frames import ConnectionClosedError, FrameError, encode, receive_frame, send_all, shut_down
-from tfdist.cluster.handshake import authenticate, check_secret
+from tfdist.cluster.handshake import check_secret, secure
+from tfdist.cluster.waiting_room import WaitingRoom
 from tfdist.comm.shared_memory import host_identity, open_shared
 from tfdist.errors import AuthenticationError, TfdistError, TransportError
 from tfdist.parameter_server import library, state
@@ -30,6 +31,8 @@ _HANDSHAKE_SECONDS = 10.0
 _REPLY_SECONDS = 30.0
 _JOIN_SECONDS = 5.0
 _PAUSE_SECONDS = 0.1
+_LOG_SECONDS = 1.0
+_CONNECTIONS_AT_MOST = 8192
 _HEAD_BYTES = 4096
 _DECLARATION_BYTES_AT_MOST = 1 << 28
 
@@ -56,6 +59,7 @@ class ParameterServer:
         self._connections = {}  # thread -> its connection
         self._native = None
         self._closed = False
+        self._room = WaitingRoom()
         self._listener = listener or listen(host, port)
         self._native = library.core().tfdist_server_create(timeout)
         self.address = format_address(host, self._listener.getsockname()[1])
@@ -79,7 +83,8 @@ class ParameterServer:
                 state.load(store, blocks)
             except ValueError as error:
                 raise TransportError(f"A state of this job was expected in the snapshot. Received: {error}.") from error
-            store.resume(self._keeper.offer_seconds, is_newest=is_newest)
+            keeping = self._keeper.keeping
+            store.resume(keeping.offer_seconds, newest_of=keeping.incarnation if is_newest else 0)
             self._stores[store.name] = store
             logging.info("parameter server: %r goes on after %d updates", store.name, store.summary()["updates"])
 
@@ -130,6 +135,7 @@ class ParameterServer:
     def _accept(self):
         while True:
             try:
+                self._room.pause()
                 connection, peer = self._listener.accept()
             except OSError as error:
                 if self._closed:
@@ -141,20 +147,27 @@ class ParameterServer:
             with self._lock:
                 if self._closed:
                     return connection.close()
+                if len(self._connections) >= _CONNECTIONS_AT_MOST:
+                    connection.close()
+                    continue
                 self._connections[thread] = connection
                 thread.start()
 
     def _welcome(self, connection, peer):
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            identity = authenticate(connection, self._secret, initiator=False, timeout=_HANDSHAKE_SECONDS)
+            with self._room.place(connection):
+                connection, identity = secure(connection, self._secret, initiator=False, timeout=_HANDSHAKE_SECONDS)
+            with self._lock:
+                self._connections[threading.current_thread()] = connection
             kind, rank, client = _understood(identity, self._num_workers)
             if kind == "data":
                 self._hand_over(connection, rank, client)
             else:
                 self._answer_all(connection, rank, client)
         except (AuthenticationError, ValueError, TypeError, OSError) as error:
-            logging.warning("parameter server: turned away %s: %s", format_address(*peer[:2]), error)
+            text = "parameter server: turned away %s: %s"
+            logging.log_every_n_seconds(logging.WARNING, text, _LOG_SECONDS, format_address(*peer[:2]), error)
         finally:
             connection.close()
             with self._lock:

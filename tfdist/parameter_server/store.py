@@ -107,11 +107,12 @@ class Store:
             self._hosted.load_parameters()
             self._hosted.resume()
 
-    def resume(self, offer_seconds, *, is_newest):
-        """Begins to serve after a loading; `is_newest`: what was loaded is newer than what any worker has."""
+    def resume(self, offer_seconds, *, newest_of):
+        """Begins to serve after a loading; `newest_of`: the server's incarnation, where what was
+        loaded is newer than what any worker has; else 0."""
         core = library.core()
-        if is_newest:
-            core.tfdist_server_supersede(self.server, self.number)
+        if newest_of:
+            core.tfdist_server_supersede(self.server, self.number, newest_of)
         core.tfdist_server_await_offers(self.server, self.number, offer_seconds)
 
     def array(self, shard, slot=0):

@@ -1,4 +1,4 @@
-"""A `fit` that begins in the midst of an epoch: what was trained on is passed over, and the order of the data goes on."""
+"""A `fit` that begins in the midst of an epoch: what is done is passed over, and the order of the data goes on."""
 
 import threading
 

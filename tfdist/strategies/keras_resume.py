@@ -15,7 +15,12 @@ def data_position(model):
         return {"seed": None, "in_step": True, "missed": []}
     fit = keras_elastic.current_fit()
     missed = fit.missed_rows() if fit is not None else []
-    return {"seed": list(call.seed), "in_step": strategy.is_in_step, "missed": missed}
+    return {"seed": list(call.seed), "in_step": _counts_all_steps(strategy), "missed": missed}
+
+
+def _counts_all_steps(strategy):
+    """Whether the steps of one worker tell which batches of an epoch are done."""
+    return strategy is None or strategy.is_in_step or strategy.world_size == 1
 
 
 def is_joining(model):
@@ -41,7 +46,8 @@ def go_on(model, epoch, step, num_passed, data):
       data: what `data_position` returned when the place was left.
 
     Returns:
-      How many steps of the epoch are to be passed over, an int: 0 where workers took or take batches as they are free.
+      How many steps of the epoch are to be passed over, an int: 0 where several workers took or take batches as they are
+      free.
     """
     call, strategy = keras_trainer.current_call(), strategy_of(model)
     if strategy is not None and call is not None and data["seed"]:
@@ -49,7 +55,7 @@ def go_on(model, epoch, step, num_passed, data):
         strategy.seed, strategy.num_fit_calls = data["seed"]
         permutation.keep_seed(strategy)
     keras_position.start_at(model, epoch, num_passed)
-    return step if data["in_step"] and (strategy is None or strategy.is_in_step) else 0
+    return step if data["in_step"] and _counts_all_steps(strategy) else 0
 
 
 def from_chief(model, restore, parts=("model", "optimizer")):
@@ -57,8 +63,8 @@ def from_chief(model, restore, parts=("model", "optimizer")):
 
     Args:
       model: the model.
-      restore: function of no arguments, called on the chief. It may change variables of the model, and returns a dict fit for
-        JSON, or None where it has changed nothing.
+      restore: function of no arguments, called on the chief. It may change variables of the model, and returns a dict fit
+        for JSON, or None where it has changed nothing.
       parts: which variables it may change, see `keras_snapshot.share`.
 
     Returns:
@@ -92,5 +98,5 @@ def from_chief(model, restore, parts=("model", "optimizer")):
 
 
 def add_metrics(model, tensors):
-    """Adds to the metrics what the chief's `tensors` tell of the steps before; all workers call it after the same step."""
+    """Adds to the metrics what the chief's `tensors` tell of earlier steps; all workers call it after the same step."""
     from_chief(model, lambda: keras_snapshot.add_metrics(model, tensors) or {}, ["metrics"])

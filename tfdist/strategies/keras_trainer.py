@@ -95,8 +95,9 @@ def fit(original, model, *args, **kwargs):
                 current_call().orders.append(call["x"])
             history = _fit(original, model, strategy, call)
     except TfdistError:
-        for callback in call["callbacks"]:  # what Keras does not tell them
-            getattr(callback, "emergency", lambda: None)()
+        with _calling(strategy, seed, None, is_fit=True):
+            for callback in call["callbacks"]:  # what Keras does not tell them
+                getattr(callback, "emergency", lambda: None)()
         raise
     keras_elastic.keep_history(strategy, history)
     strategy.agree("end of model.fit", {"fit call": strategy.num_fit_calls})

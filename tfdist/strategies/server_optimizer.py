@@ -121,7 +121,10 @@ class ServerOptimizer:
         """Makes the model's variables those of the servers."""
         arrays = [np.empty(tuple(v.shape), _dtype(v)) for v in self._values]
         mirror = [np.empty(len(self._mirrored))] if self._mirrored else []
-        updates = self.store.read(0, [*arrays, *mirror])
+        sent = None  # what the servers sent last, in case that one has lost it
+        if self._strategy.client.recovers:
+            sent = [np.asarray(_array(v), order="C") for v in self._values] + self._mirror()
+        updates = self.store.read(0, [*arrays, *mirror], sent)
         for variable, array in zip(self._values, arrays):
             variable.assign(array)
         self._core._iterations.assign(updates)

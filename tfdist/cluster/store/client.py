@@ -15,7 +15,7 @@ from tfdist.cluster.frames import (
     send_all,
     shut_down,
 )
-from tfdist.cluster.handshake import authenticate, check_secret
+from tfdist.cluster.handshake import check_secret, secure
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError, TransportError
 
 _REPLY_SECONDS = 30.0
@@ -50,9 +50,8 @@ class StoreClient:
         self._socket = _connect(address, timeout)
         try:
             remaining = max(deadline - time.monotonic(), 0.1)
-            authenticate(self._socket, secret, initiator=True, timeout=remaining)
+            self._socket, _ = secure(self._socket, secret, initiator=True, timeout=remaining)
         except AuthenticationError as error:
-            self._socket.close()
             raise AuthenticationError(f"Connecting to the store at {address} failed. {error}") from error
 
     def set(self, key, value):
@@ -89,11 +88,16 @@ class StoreClient:
 
     def keys(self, prefix=""):
         """Returns the sorted list of the keys that start with `prefix`."""
-        return json.loads(self._request({"op": "keys", "key": prefix})[1])
+        _, listing = self._request({"op": "keys", "key": prefix})
+        try:
+            found = json.loads(listing)
+        except (ValueError, RecursionError):
+            found = None
+        return [self._understood(key, str) for key in self._understood(found, list)]
 
     def add(self, key, amount):
         """Adds an int to a counter (0 at first) in one indivisible step, and returns the new value."""
-        return self._request({"op": "add", "key": key, "amount": int(amount)})[0]["total"]
+        return self._understood(self._request({"op": "add", "key": key, "amount": int(amount)})[0].get("total"), int)
 
     def claim(self, key, value):
         """Stores bytes under a key unless somebody was first; returns what is there now."""
@@ -120,12 +124,12 @@ class StoreClient:
 
     def delete(self, key):
         """Forgets a key. Returns whether it was set."""
-        return self._request({"op": "delete", "key": key})[0]["found"]
+        return self._understood(self._request({"op": "delete", "key": key})[0].get("found"), bool)
 
     def rejected(self):
         """Returns `(count, last_address)` of the connections the store turned away: a hint at a wrong secret."""
         reply, _ = self._request({"op": "rejected"})
-        return reply["count"], reply["last"]
+        return self._understood(reply.get("count"), int), self._understood(reply.get("last"), (str, type(None)))
 
     def close(self):
         """Closes the connection. Calling it again does nothing."""
@@ -136,6 +140,15 @@ class StoreClient:
 
     def __exit__(self, *_):
         self.close()
+
+    def _understood(self, value, kind):
+        if not isinstance(value, kind):
+            self.close()
+            raise TransportError(
+                f"The store was expected to answer in the way of this version. Received: type={type(value).__name__} from "
+                f"{self.address}. Run the same version of tfdist on all hosts."
+            )
+        return value
 
     def _request(self, header, value=b"", wait_seconds=0.0):
         frame = encode(header, value)

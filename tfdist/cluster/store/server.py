@@ -20,19 +20,21 @@ from tfdist.cluster.frames import (
     send_all,
     shut_down,
 )
-from tfdist.cluster.handshake import authenticate, check_secret
+from tfdist.cluster.handshake import check_secret, secure
+from tfdist.cluster.waiting_room import WaitingRoom
 from tfdist.errors import AuthenticationError, RendezvousError
 
 _HANDSHAKE_SECONDS = 10.0
 _REPLY_SECONDS = 30.0
-_MAX_UNPROVEN = 512
+_CONNECTIONS_AT_MOST = 8192
+_LOG_SECONDS = 1.0
 
 
 class StoreServer:
     """Serves the store from threads of this process until `close()`.
 
     Thread safe. A connection that does not prove the secret within 10 s, or sends what is not a request, is closed
-    and counted; the others are not disturbed.
+    and counted; the others are not disturbed. At most 128 may be unproven at a time (`WaitingRoom`), 8192 be open.
 
     Args:
       host: the address to listen on. Keep the default unless other hosts take part.
@@ -48,10 +50,10 @@ class StoreServer:
         self._secret = bytes(secret)
         self._changed = threading.Condition()  # guards everything below
         self._values = {}
-        self._connections = {}  # socket -> its thread
-        self._unproven = 0
+        self._connections = {}  # thread -> its socket
         self._rejected = (0, None)
         self._closed = False
+        self._room = WaitingRoom()
         self._listener = _listen(host, port)
         self._alarm, self._alarmed = socket.socketpair()  # wakes the acceptor, on every system
         self.address = format_address(host, self._listener.getsockname()[1])
@@ -80,9 +82,9 @@ class StoreServer:
             connections = dict(self._connections)
         self._alarm.close()
         self._acceptor.join(timeout=5.0)
-        for connection in connections:
+        for connection in connections.values():
             shut_down(connection)
-        for thread in connections.values():
+        for thread in connections:
             thread.join(timeout=5.0)
 
     def __enter__(self):
@@ -98,6 +100,7 @@ class StoreServer:
             selector.register(self._alarmed, selectors.EVENT_READ)
             while not self._closed:
                 selector.select()
+                self._room.pause()
                 try:
                     self._welcome(*self._listener.accept())
                 except BlockingIOError:
@@ -110,24 +113,22 @@ class StoreServer:
         thread = threading.Thread(target=self._serve, args=(connection, peer), name="tfdist-store", daemon=True)
         try:
             with self._changed:
-                if self._closed or self._unproven >= _MAX_UNPROVEN:
-                    raise RuntimeError("too many connections that have not proven the secret")
+                if self._closed or len(self._connections) >= _CONNECTIONS_AT_MOST:
+                    raise RuntimeError(f"{len(self._connections)} connections are open")
                 thread.start()
-                self._connections[connection] = thread
-                self._unproven += 1
+                self._connections[thread] = connection
         except RuntimeError as error:  # ours, or no thread to be had
             connection.close()
             self._turn_away(peer, error)
 
     def _serve(self, connection, peer):
-        proven = False
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            authenticate(connection, self._secret, initiator=False, timeout=_HANDSHAKE_SECONDS)
-            proven = True
+            with self._room.place(connection):
+                connection, _ = secure(connection, self._secret, initiator=False, timeout=_HANDSHAKE_SECONDS)
             with self._changed:
-                self._unproven -= 1
+                self._connections[threading.current_thread()] = connection
             while not self._closed:
                 header, value = receive_frame(connection)
                 reply = encode(*self._answer(header, value))
@@ -141,15 +142,15 @@ class StoreServer:
             logging.debug("tfdist store: lost %s: %s", format_address(*peer[:2]), error)
         finally:
             with self._changed:
-                self._connections.pop(connection, None)
-                self._unproven -= 0 if proven else 1
+                self._connections.pop(threading.current_thread(), None)
             connection.close()
 
     def _turn_away(self, peer, why):
         address = format_address(*peer[:2])
         with self._changed:
             self._rejected = (self._rejected[0] + 1, address)
-        logging.warning("tfdist store: turned away %s: %s", address, why)
+        text = "tfdist store: turned away %s (%d so far): %s"
+        logging.log_every_n_seconds(logging.WARNING, text, _LOG_SECONDS, address, self._rejected[0], why)
 
     def _answer(self, header, value):
         """Returns the reply's header and value; raises FrameError where the request is none."""

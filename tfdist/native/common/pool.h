@@ -38,6 +38,8 @@ class Pool {
     return memory;
   }
 
+  static size_t room_for(size_t bytes) { return size_t{1} << order_of(bytes); }
+
   void give(void* memory, size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
     free_[order_of(bytes)].push_back(memory);

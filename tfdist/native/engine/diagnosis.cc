@@ -86,17 +86,20 @@ void Engine::fail(int code, int peer, const std::string& text, int reporter) {
 
 void Engine::control_arrived(Peer* peer, const FrameHeader& header, const std::string& text) {
   switch (header.type) {
-    case FrameType::kPing: return send_control(peer, FrameType::kPong, 0, "");
+    case FrameType::kPing:
+      if (peer->control().has_room()) send_control(peer, FrameType::kPong, 0, "");
+      return;
     case FrameType::kQuery: return report_status(peer, header.tag);
     case FrameType::kStatus: return status_arrived(peer, header, text);
     case FrameType::kDescribe: return describe_arrived(peer, header.tag, text);
     case FrameType::kAbort: {
-      const int about = static_cast<int>(static_cast<int64_t>(header.offset));
+      const auto said = static_cast<int64_t>(header.offset);
+      const int about = said >= -1 && said < world_size_ ? static_cast<int>(said) : peer->rank;
+      // A code that is none of a failure would leave those who wait here waiting.
+      const bool is_failure = header.message >= TFDIST_TIMEOUT && header.message <= TFDIST_BELOW_MINIMUM;
       peer->goodbye = true;  // it is about to close; the reason it gave counts, not the closing
-      if (header.message == TFDIST_LOST && about >= 0 && about < world_size_ && peers_[about]) {
-        peers_[about]->silent = about != peer->rank;
-      }
-      return fail(static_cast<int>(header.message), about, text, peer->rank);
+      if (header.message == TFDIST_LOST && about >= 0 && peers_[about]) peers_[about]->silent = about != peer->rank;
+      return fail(is_failure ? static_cast<int>(header.message) : TFDIST_LOST, about, text, peer->rank);
     }
     case FrameType::kGoodbye:
       if (++peer->num_goodbyes < peer->streams.size()) return;  // data may still be on its way by the others
@@ -128,6 +131,7 @@ bool Engine::peer_left_early(const Operation& operation) {
 }
 
 void Engine::report_status(Peer* peer, uint64_t tag) {
+  if (!peer->control().has_room()) return;
   FrameHeader header;
   header.generation = generation_;
   header.type = FrameType::kStatus;

@@ -258,7 +258,7 @@ void Engine::admit(Operation* operation) {
     }
     HeldPiece piece = std::move(early_[i]);
     early_.erase(early_.begin() + static_cast<std::ptrdiff_t>(i));
-    early_bytes_ -= piece.header.length;
+    early_bytes_ -= piece.memory_bytes();
     if (failed_ || !agrees(*operation, piece.header, piece.peer)) return;
     operation->arrived[plan.receives[piece.peer][piece.header.message]] += piece.header.length * operation->shrink;
     operation->held.push_back(std::move(piece));

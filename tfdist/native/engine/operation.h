@@ -29,6 +29,8 @@ struct HeldPiece {
   int peer = -1;
   FrameHeader header;
   Buffer data;
+
+  size_t memory_bytes() const { return sizeof(*this) + Pool::room_for(data.bytes()); }
 };
 
 enum class PeerState { kUnheard, kNotStarted, kActive, kFinished };

@@ -174,8 +174,8 @@ void Engine::frame_arrived(Peer* peer, Stream* stream) {
 void Engine::hold(Peer* peer, const FrameHeader& header, Buffer data) {
   Operation* operation = by_tag(header.tag);  // it may have been admitted while the payload was on its way
   if (operation == nullptr) {
-    early_bytes_ += header.length;
     early_.push_back({peer->rank, header, std::move(data)});
+    early_bytes_ += early_.back().memory_bytes();
     return;
   }
   if (!agrees(*operation, header, peer->rank)) return;
@@ -187,7 +187,8 @@ void Engine::hold(Peer* peer, const FrameHeader& header, Buffer data) {
 bool Engine::agrees(const Operation& operation, const FrameHeader& header, int peer) {
   const auto& receives = operation.plan->receives[peer];
   bool same = header.signature == operation.signature && header.step == operation.step &&
-              header.message < receives.size() && header.length > 0;
+              header.message < receives.size() && header.length > 0 &&
+              header.length * operation.shrink % static_cast<int64_t>(element_size(operation.dtype)) == 0;
   if (same) {
     const int step = receives[header.message];
     const int64_t end = static_cast<int64_t>(header.offset) + header.length * operation.shrink;

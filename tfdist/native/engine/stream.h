@@ -11,6 +11,7 @@
 
 namespace tfdist {
 
+constexpr size_t kControlAtMost = 1024;  // answers that may wait to be sent: a peer that asks and does not read gets no more
 constexpr size_t kGrainBytes = 64;  // of every element type a multiple
 
 class Stream {
@@ -22,6 +23,7 @@ class Stream {
   // Sending. A data frame's payload must stay as it is until `flush` has told of it.
   void send_control(FrameHeader header, const std::string& payload);
   void send_data(const FrameHeader& header, const char* payload, Operation* operation, int step, int64_t bytes);
+  bool has_room() const { return control_.size() < kControlAtMost; }
   int64_t written_bytes() const { return written_bytes_; }  // ever taken by the link
   bool has_output() const { return writing_ || next_control_ < control_.size(); }
   // Writes what it can; kFrame says that a frame has left entirely. `sent` tells what left of which step, if any did.

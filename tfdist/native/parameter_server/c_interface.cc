@@ -120,7 +120,9 @@ int32_t tfdist_server_load(tfdist_server* server, int32_t store, int32_t shard, 
   return is_whole ? TFDIST_OK : TFDIST_MISMATCH;
 }
 
-void tfdist_server_supersede(tfdist_server* server, int32_t store) { find(server, store)->supersede(); }
+void tfdist_server_supersede(tfdist_server* server, int32_t store, int32_t incarnation) {
+  find(server, store)->supersede(static_cast<uint64_t>(incarnation));
+}
 
 void tfdist_server_await_offers(tfdist_server* server, int32_t store, double seconds) {
   find(server, store)->await_offers(seconds);
@@ -198,8 +200,10 @@ int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchang
 }
 
 int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot,
-                               const tfdist_span* spans, int32_t num_spans, tfdist_exchange_result* result) {
-  return guarded(result, [&] { return client->client.transfer(store, writes != 0, slot, spans, num_spans, result); });
+                               const tfdist_span* spans, const tfdist_span* current, int32_t num_spans,
+                               tfdist_exchange_result* result) {
+  return guarded(
+      result, [&] { return client->client.transfer(store, writes != 0, slot, spans, current, num_spans, result); });
 }
 
 int32_t tfdist_client_pull_rows(tfdist_client* client, int32_t store, int32_t tensor, const int64_t* rows,

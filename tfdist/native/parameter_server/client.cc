@@ -154,24 +154,25 @@ int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const t
   return TFDIST_OK;
 }
 
+// What follows could not be understood either.
+int Client::misunderstood(Side* side, Channel* channel) {
+  side->text = "the answer cannot be understood";
+  channel->shut_down();
+  return TFDIST_INVALID;
+}
+
 int Client::receive_header(Side* side, Channel* channel) {
   side->text.clear();
   const int code = code_of(channel, channel->receive(&side->reply, sizeof(side->reply)));
   if (code != TFDIST_OK) return code;
-  if (side->reply.magic != kReplyMagic || side->reply.check != check_of(side->reply)) {
-    side->text = "the answer cannot be understood";
-    channel->shut_down();
-    return TFDIST_INVALID;
-  }
+  const bool is_sound = side->reply.magic == kReplyMagic && side->reply.check == check_of(side->reply) &&
+                        side->reply.text_bytes <= kReplyTextBytesAtMost;
+  if (!is_sound) return misunderstood(side, channel);
   if (side->reply.code == TFDIST_OK) {
     const size_t bytes = side->arrived_store_stamp.size() * sizeof(uint64_t);
     if (side->reply.text_bytes == 0) return TFDIST_OK;
-    if (side->reply.text_bytes == bytes) {
-      return code_of(channel, channel->receive(side->arrived_store_stamp.data(), bytes));
-    }
-    side->text = "the answer cannot be understood";
-    channel->shut_down();
-    return TFDIST_INVALID;
+    if (side->reply.text_bytes != bytes) return misunderstood(side, channel);
+    return code_of(channel, channel->receive(side->arrived_store_stamp.data(), bytes));
   }
   std::string text(side->reply.text_bytes, ' ');
   const int received = code_of(channel, channel->receive(&text[0], text.size()));
@@ -387,8 +388,8 @@ int Client::flush(int index, tfdist_exchange_result* result) {
   return conclude(*store, failure, result);
 }
 
-int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans, int num_spans,
-                     tfdist_exchange_result* result) {
+int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans, const tfdist_span* current,
+                     int num_spans, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
   Failure failure = settle_all(store, nullptr);
@@ -397,11 +398,13 @@ int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans,
   std::vector<tfdist_exchange_dense> dense;
   for (int i = 0; i < num_spans; ++i) {
     if (spans[i].data == nullptr) continue;
-    dense.push_back({i, 0, writes ? spans[i].data : nullptr, nullptr, writes ? nullptr : spans[i].data});
+    const void* known = current == nullptr ? nullptr : current[i].data;
+    dense.push_back({i, 0, writes ? spans[i].data : nullptr, known, writes ? nullptr : spans[i].data});
   }
   tfdist_exchange call{};
   call.dense = dense.data();
   call.num_dense = static_cast<int32_t>(dense.size());
+  call.offers = current != nullptr;
   lay_out(store, call, writes ? kPush : kPull);
   if (writes) fill_all(*store, call, false);
   ask_all(store, writes ? RequestKind::kWrite : RequestKind::kRead, slot, nullptr, &failure);

@@ -66,7 +66,7 @@ class Client {
   // Waits for the answer to the last push, which nobody has asked for yet.
   int flush(int store, tfdist_exchange_result* result);
   // Reads (or writes) array `slot` of `num_spans` tensors; spans whose data is null are left out.
-  int transfer(int store, bool writes, int slot, const tfdist_span* spans, int num_spans,
+  int transfer(int store, bool writes, int slot, const tfdist_span* spans, const tfdist_span* current, int num_spans,
                tfdist_exchange_result* result);
   int pull_rows(int store, int tensor, const int64_t* rows, int64_t num_rows, void* target,
                 tfdist_exchange_result* result);
@@ -159,6 +159,7 @@ class Client {
   int ask(Store* store, size_t server, RequestKind kind, int slot, const tfdist_exchange* call);
   void ask_all(Store* store, RequestKind kind, int slot, const tfdist_exchange* call, Failure* failure);
   int send(Side* side);
+  int misunderstood(Side* side, Channel* channel);
   int receive_header(Side* side, Channel* channel);
   int receive_pieces(Store* store, Side* side, bool to_window);
   void receive_all(Store* store, bool is_of_parameters, const tfdist_exchange* call, Failure* failure);

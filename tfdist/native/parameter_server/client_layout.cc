@@ -12,8 +12,6 @@ namespace {
 
 constexpr size_t kSwapBytes = 1 << 14;  // stays in the L1 cache
 
-size_t padded(size_t bytes) { return (bytes + 7) / 8 * 8; }
-
 }  // namespace
 
 void Client::lay_out(Store* store, const tfdist_exchange& call, uint16_t flags) {

@@ -94,7 +94,7 @@ void Client::receive_rows(const ClientTensor& tensor, const Wanted& wanted, char
     Channel* channel = side.channel.get();
     int code = receive_header(&side, channel);
     const std::vector<int64_t>& positions = wanted.positions[p];
-    if (code == TFDIST_OK && side.reply.row_bytes < positions.size() * row_bytes) code = TFDIST_INVALID;
+    if (code == TFDIST_OK && side.reply.row_bytes != padded(positions.size() * row_bytes)) code = misunderstood(&side, channel);
     if (code == TFDIST_OK) {
       side.rows.resize(side.reply.row_bytes);
       code = code_of(channel, channel->receive(side.rows.data(), side.rows.size()));

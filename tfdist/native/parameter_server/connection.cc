@@ -8,9 +8,8 @@ namespace {
 
 constexpr size_t kPartBytes = 1 << 21;  // of an answer in shared memory: the worker copies it while the next is made
 constexpr size_t kRowBytesAtMost = size_t{1} << 32;
+constexpr size_t kRowPartBytes = size_t{1} << 24;
 constexpr int64_t kRowsAtMost = int64_t{1} << 32;
-
-size_t padded(size_t bytes) { return (bytes + 7) / 8 * 8; }
 
 }  // namespace
 
@@ -52,7 +51,7 @@ bool Connection::receive_request() {
   if (!done(channel_->receive(&header, sizeof(header)))) return false;
   store_ = server_->store(header.store);
   const bool is_header = header.magic == kRequestMagic && header.version == 1 && header.check == check_of(header) &&
-                         store_ != nullptr && header.num_entries <= kEntriesAtMost &&
+                         store_ != nullptr && header.num_entries <= store_->num_shards() &&
                          header.row_bytes <= kRowBytesAtMost && header.base >= 0;
   if (!is_header) return give_up("its header");
   push_.worker = worker_;
@@ -62,9 +61,18 @@ bool Connection::receive_request() {
   if (!is_sound()) return give_up("its list of tensors");
   if (lay_out(store_, push_.entries, &offsets_) != header.dense_bytes) return give_up("its size");
   if (!open_window()) return give_up("its window of shared memory");
-  rows_.resize(header.row_bytes);
-  if (!done(channel_->receive(rows_.data(), rows_.size()))) return false;
-  return receive_dense();
+  return receive_rows() && receive_dense();
+}
+
+// Memory is taken as bytes come, not as they are announced.
+bool Connection::receive_rows() {
+  rows_.clear();
+  while (rows_.size() < push_.header.row_bytes) {
+    const size_t begin = rows_.size(), bytes = std::min<size_t>(push_.header.row_bytes - begin, kRowPartBytes);
+    rows_.resize(begin + bytes);
+    if (!done(channel_->receive(rows_.data() + begin, bytes))) return false;
+  }
+  return true;
 }
 
 bool Connection::give_up(const char* what) {
@@ -216,6 +224,7 @@ bool Connection::apply_and_send(const Outcome& begun) {
 
 // The parameters as they are now.
 bool Connection::answer(Outcome outcome) {
+  if (outcome.code == TFDIST_CLOSED && store_->is_left_in_silence()) return false;
   if (outcome.code != TFDIST_OK) return refuse(outcome.code, outcome.text);
   store_->stamp(&outcome);
   if (!reply(outcome, 0, push_.header.dense_bytes)) return false;
@@ -302,6 +311,7 @@ bool Connection::send_rows() {
   for (const Entry& entry : push_.entries) {
     bytes += padded(static_cast<size_t>(entry.num_rows) * store_->shard(entry.shard).row_bytes());
   }
+  if (bytes > kRowBytesAtMost) return refuse(TFDIST_INVALID, "rows of " + std::to_string(bytes) + " bytes are too many");
   answer_.resize(bytes);
   char* next = answer_.data();
   for (size_t i = 0; i < push_.entries.size(); ++i) {
@@ -318,7 +328,7 @@ bool Connection::reply(const Outcome& outcome, size_t row_bytes, size_t dense_by
   ReplyHeader header;
   header.code = outcome.code;
   const void* text = outcome.text.data();
-  header.text_bytes = static_cast<uint32_t>(outcome.text.size());
+  header.text_bytes = static_cast<uint32_t>(std::min<size_t>(outcome.text.size(), kReplyTextBytesAtMost));
   if (outcome.code == TFDIST_OK) {
     text = outcome.stamp.data();
     header.text_bytes = is_stamped() ? static_cast<uint32_t>(outcome.stamp.size() * sizeof(uint64_t)) : 0;

@@ -22,6 +22,7 @@ class Connection {
   bool receive_request();
   bool is_sound() const;
   bool open_window();
+  bool receive_rows();
   bool receive_dense();
   bool check_rows(std::string* text) const;
   bool exchange();

@@ -42,7 +42,7 @@ enum RequestFlags : uint32_t {
 constexpr uint32_t kRequestMagic = 0x74667071;  // "tfpq"
 constexpr uint32_t kReplyMagic = 0x74667072;    // "tfpr"
 constexpr size_t kAlignment = 64;
-constexpr uint32_t kEntriesAtMost = 1 << 20;
+constexpr uint32_t kReplyTextBytesAtMost = 1 << 16;
 constexpr int32_t kSlotsAtMost = 8;
 
 struct RequestHeader {
@@ -106,6 +106,7 @@ uint64_t check_of(const Header& header) {
   return sum;
 }
 
+inline size_t padded(size_t bytes) { return (bytes + 7) / 8 * 8; }  // values of rows
 inline size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace tfdist

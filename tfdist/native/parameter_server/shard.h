@@ -81,7 +81,7 @@ class Shard {
   // All there is to it: to a buffer, null to ask for the size only; from one, false where it is of something else.
   size_t save(char* buffer, size_t capacity);
   bool load(const char* buffer, size_t bytes);
-  void supersede();
+  void supersede(uint64_t incarnation);
 
   std::mutex mutex;  // guards everything below
   uint64_t version = 0;  // updates applied, and above kHistoryBits how often it went another way after being restored

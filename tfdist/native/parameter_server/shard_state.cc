@@ -110,9 +110,9 @@ bool Shard::load(const char* buffer, size_t bytes) {
   return is_whole && buffer == end;
 }
 
-void Shard::supersede() {
+void Shard::supersede(uint64_t incarnation) {
   std::lock_guard<std::mutex> lock(mutex);
-  version += kManyHistories << kHistoryBits;
+  version += (incarnation * kManyHistories) << kHistoryBits;
 }
 
 }  // namespace tfdist

@@ -86,6 +86,7 @@ class Store {
   void set_active(int worker, uint64_t client, bool is_active);
   void lose(int worker, uint64_t client);  // its connection broke
   void close();
+  bool is_left_in_silence();  // its server ends, and another one may go on: workers are to take this one for lost
   WorkerRecord record(int worker);
   uint64_t last_sequence(int worker);  // of the worker's pushes that have counted, if only on one shard
   void stamp(Outcome* outcome);        // and how many updates that are
@@ -94,7 +95,7 @@ class Store {
   // `seconds` are over; whoever has not come by then is lost.
   size_t save(char* buffer, size_t capacity);
   bool load(const char* buffer, size_t bytes);
-  void supersede();  // what was loaded is newer than what any worker may have
+  void supersede(uint64_t incarnation);  // what was loaded is newer than what any worker may have
   void await_offers(double seconds);
   void wait_until_whole();
   void take_offer(int worker, uint64_t generation, const uint64_t* stamp);

@@ -92,10 +92,10 @@ bool Store::load(const char* buffer, size_t bytes) {
   return true;
 }
 
-void Store::supersede() {
+void Store::supersede(uint64_t incarnation) {
   std::lock_guard<std::mutex> lock(mutex_);
-  history_ += kManyHistories;
-  for (auto& shard : shards_) shard->supersede();
+  history_ += incarnation * kManyHistories;
+  for (auto& shard : shards_) shard->supersede(incarnation);
 }
 
 void Store::await_offers(double seconds) {
@@ -144,6 +144,11 @@ void Store::take_offer(int worker, uint64_t generation, const uint64_t* stamp) {
                          contributions_.end());
   }
   changed_.notify_all();
+}
+
+bool Store::is_left_in_silence() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return is_closed_ && recovers_;
 }
 
 std::vector<Source> Store::sources() const {

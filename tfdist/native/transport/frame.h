@@ -68,7 +68,8 @@ inline uint64_t FrameHeader::expected_check() const {
 inline bool FrameHeader::valid(uint32_t group_generation) const {
   const uint32_t cap = type == FrameType::kData ? kDataBytesAtMost : kTextBytesAtMost;
   return magic == kMagic && version == 1 && type >= FrameType::kData && type <= FrameType::kPong &&
-         generation == group_generation && length <= cap && check == expected_check();
+         generation == group_generation && length <= cap && (type != FrameType::kData || length > 0) &&
+         check == expected_check();
 }
 
 }  // namespace tfdist
