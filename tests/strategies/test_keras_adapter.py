@@ -136,3 +136,11 @@ def test_steps_of_an_epoch_are_what_we_pass_over(removed):
     steps = list(iterator._enumerate_iterator())
     assert [step[0] for step in steps] == [0, 2, 4] and iterator.steps_per_execution == 2
     assert all(next(step[-1], None) is not None for step in steps)
+
+
+def test_what_monitors_changes_the_sign_of_its_threshold_once():
+    """A worker that joins takes over what another one's callback has counted, this threshold too."""
+    callback = keras.callbacks.ReduceLROnPlateau(mode="min", min_delta=0.5)
+    assert callback.monitor_op is None and callback.min_delta == 0.5
+    callback._set_monitor_op()
+    assert callback.monitor_op is not None and callback.min_delta == -0.5

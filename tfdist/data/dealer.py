@@ -39,6 +39,7 @@ class Dealer:
         self._leases = leases
         self._deals = itertools.count()
         self._first_epoch = 0
+        self._latest = None
 
     def go_to(self, data_set, epoch):
         """The next data set that is dealt is that of this number, and begins with this epoch, both ints from 0.
@@ -47,6 +48,17 @@ class Dealer:
         """
         self._deals = itertools.count(data_set)
         self._first_epoch = epoch
+
+    def place(self):
+        """Returns where the data set stands that was dealt last: its number, and that of its next epoch (a look counts)."""
+        return self._latest.data_set, self._latest.next_epoch
+
+    def catch_up(self, data_set, epoch):
+        """Goes on with the data set that was dealt last as a worker does whose `place` is this; returns how many epochs that skips."""
+        self._deals = itertools.count(data_set + 1)
+        skipped = epoch - self._latest.next_epoch
+        self._latest.data_set, self._latest.next_epoch = data_set, epoch
+        return skipped
 
     def leave(self):
         """Nobody shall wait for what this worker has not finished: it ends an epoch early, or waits for others itself."""
@@ -65,17 +77,18 @@ class Dealer:
         Returns:
           A `Deal`.
         """
-        name = f"{self._name}/{next(self._deals)}"
         table = None if num_batches is None else pieces(num_batches, self._world_size)
         first_epoch, self._first_epoch = self._first_epoch, 0
 
-        def open_epoch(epoch):
+        def open_epoch(data_set, epoch):
+            name = f"{self._name}/{data_set}/{epoch}"
             if self._leases is not None:
-                return self._leases.open(f"{name}/{epoch}", table, is_stream)
-            return CountedEpoch(table, self._rank, lambda: self._world_size + self._take(f"{name}/{epoch}"))
+                return self._leases.open(name, table, is_stream)
+            return CountedEpoch(table, self._rank, lambda: self._world_size + self._take(name))
 
         looks = None if not look_first else [] if table == [] else [(0, 1)]
-        return Deal(open_epoch, looks, first_epoch, is_leased=self._leases is not None)
+        self._latest = Deal(open_epoch, next(self._deals), looks, first_epoch, is_leased=self._leases is not None)
+        return self._latest
 
 
 def for_job(cluster, name, watch):
@@ -97,28 +110,30 @@ class Deal:
     """One data set being dealt, epoch after epoch. Made by `Dealer.deal`; thread-safe.
 
     Args:
-      open_epoch: callable that takes the number of an epoch and returns a `CountedEpoch` or the like.
+      open_epoch: callable that takes the numbers of a data set and of an epoch and returns a `CountedEpoch` or the like.
+      data_set: int, the number of this one.
       looks: list of pieces of the first epoch, which is only a look; None: it is one like the others.
       first_epoch: int, the number of the first epoch that is no look, where the epochs that are none count from 0.
       is_leased: whether `finished` and `rest` are to be called.
     """
 
-    def __init__(self, open_epoch, looks, first_epoch, is_leased):
+    def __init__(self, open_epoch, data_set, looks, first_epoch, is_leased):
         self._open_epoch = open_epoch
+        self.data_set = data_set
         self._open = {}
         self._unfinished = []  # those of which nobody has said that this worker is done with them
         self._lock = threading.Lock()  # the two above, and the count of epochs
         self._looks = looks
         self._look_epoch = None if looks is None else 0
-        first = first_epoch + (looks is not None)
-        self._epochs = itertools.chain([] if looks is None else [0], itertools.count(first))
+        self._first = first_epoch + (looks is not None)
+        self.next_epoch = self._first if looks is None else 0
         self.is_leased = is_leased
 
     def begin(self):
         """Returns the number of the next epoch, from 0, and leaves those before. A look at the first batch counts as one."""
         with self._lock:
             left, self._unfinished = self._unfinished, []
-            number = next(self._epochs)
+            number, self.next_epoch = self.next_epoch, max(self._first, self.next_epoch + 1)
         for epoch in left:
             epoch.leave()
         return number
@@ -153,7 +168,7 @@ class Deal:
     def _epoch(self, number):
         with self._lock:
             if number not in self._open:
-                self._open[number] = self._open_epoch(number)
+                self._open[number] = self._open_epoch(self.data_set, number)
                 self._unfinished.append(self._open[number])
             return self._open[number]
 

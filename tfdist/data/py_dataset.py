@@ -39,6 +39,11 @@ class SharedOrder(keras.utils.PyDataset):
         self._epoch += 1
         self._draw()
 
+    @property
+    def num_epochs(self):
+        """How many epochs are over."""
+        return self._epoch
+
     def pass_epochs(self, count):
         """Goes on as if `count` further epochs were over."""
         self._epoch += count

@@ -1,5 +1,7 @@
 """What a strategy asks about its members where workers may be lost and come."""
 
+import contextlib
+
 from tfdist.comm import default
 
 
@@ -35,6 +37,15 @@ class Members:
     def is_chief(self):
         """Whether this worker is the senior member; a joiner is not, though it is alone."""
         return not self.is_joining and self._group.rank == self._group.chief
+
+    @contextlib.contextmanager
+    def passing(self):
+        """What is done in this context the others have done before, and it concerns nobody else."""
+        outer, self.is_passing = self.is_passing, True
+        try:
+            yield
+        finally:
+            self.is_passing = outer
 
     def keep(self, name, value):
         """Keeps bytes for workers that come later."""

@@ -1,6 +1,6 @@
 """A worker that joins a `fit` that is going on, and those who take it in.
 
-Between two training steps all members ask whether somebody waits (`before_step`). If so they connect with it and the
+Without parameter servers (with them see `keras_joining.py`), between two training steps all members ask whether somebody waits (`before_step`). If so they connect with it and the
 senior member hands it everything that `fit` has built up: weights, optimizer, metrics, the place in the data, the
 history, what the callbacks have counted. The joiner runs the same script: earlier calls of `fit` return what they returned to the others, and
 in the present one it takes a step by itself, so that everything is made and traced, before it asks to join; then it
@@ -12,13 +12,12 @@ import json
 import threading
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tfdist.cluster.store.client import StoreTimeoutError
 from tfdist.elastic.membership import OVER
-from tfdist.errors import MismatchError
+from tfdist.strategies.keras_handover import HandOver, plain
 
 POSITION, HISTORY = "elastic/position", "elastic/history/"
 
@@ -42,11 +41,11 @@ class Fit:
 
     def __init__(self, strategy, model, callbacks):
         self._strategy, self._model = strategy, model
-        self._callbacks = [_inner(callback) for callback in callbacks]
-        self._callbacks = [c for c in self._callbacks if not isinstance(c, keras.callbacks.ProgbarLogger)]
         self._elastic = strategy.elastic
+        self.handover = HandOver(strategy, model, callbacks)
         self.epoch = 0  # Keras's
         self.logs = {}  # of the latest step
+        self.is_to_trace_late = False  # the others have traced the step before this worker came
         self._part = None
         self._passes_until = None  # what the others told of the place where they are
 
@@ -77,12 +76,12 @@ class Fit:
             return False
         if self.is_passing:
             return self._pass_over(part)
-        if not part.can_divide:
+        if not part.can_divide or self._strategy.uses_servers:  # with those, where an epoch begins
             return False
         joined = self._elastic.membership.admit(self._strategy.num_fit_calls)
         if joined:
             logging.info("tfdist: rank %s joins in epoch %d", ", ".join(map(str, joined)), self.epoch + 1)
-            self._hand_over(part)
+            self.handover.give({"epoch": self.epoch, "part": part.state()})
         return False
 
     def after_step(self, part, logs):
@@ -97,11 +96,19 @@ class Fit:
         self.logs = logs
         if not self._elastic.is_joining:
             return False
-        self._elastic.membership.join(self._strategy.num_fit_calls, self._raise_if_over)
-        self._passes_until = self._take_over(part)
+        self.ask_to_join()
+        self._passes_until = self.handover.take()
         self._elastic.is_passing = True
         part.batch = 0
         return True
+
+    def ask_to_join(self):
+        """Blocks until the others have taken this worker in.
+
+        Raises:
+          FitIsOver: they are past this `fit`.
+        """
+        self._elastic.membership.join(self._strategy.num_fit_calls, self._raise_if_over)
 
     def _raise_if_over(self, store):
         number, _ = json.loads(store.try_get(POSITION) or b"[0, 0]")
@@ -115,61 +122,8 @@ class Fit:
             return True
         part.go_to(meta["part"])
         self._passes_until, self._elastic.is_passing = None, False
-        history = self._model.history
-        history.epoch, history.history = list(meta["history"][0]), dict(meta["history"][1])
-        for callback, values in zip(self._callbacks, meta["callbacks"]):
-            vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
+        self.handover.recall(meta)
         return False
-
-    def _hand_over(self, part):
-        self._share(self._meta(part) if self._strategy.is_chief else None)
-        self._broadcast(self._variables())
-
-    def _take_over(self, part):
-        meta = self._share(None)
-        variables = self._variables()
-        described = [[list(variable.shape), tf.as_dtype(variable.dtype).name] for variable in variables]
-        if meta["variables"] != described:
-            raise MismatchError(
-                f"the model, optimizer and metrics of the worker that joins, rank {self._strategy.rank}, were expected to be "
-                "those of the others. Received: other variables. Run the same script on every worker."
-            )
-        for variable, value in zip(variables, self._broadcast(variables)):
-            variable.assign(value)
-        return meta
-
-    def _variables(self):
-        """Everything that training changes, as `tf.Variable`s, in an order that is the same on all workers."""
-        model = self._model
-        found = [*model.variables, *(model.optimizer.variables if model.optimizer is not None else ()),
-                 *model.metrics_variables]  # fmt: skip
-        unique = {id(v): v.value if isinstance(v, keras.Variable) else v for v in found}
-        return [v for v in unique.values() if v.dtype != tf.string]
-
-    def _meta(self, part):
-        history = self._model.history
-        return {
-            "epoch": self.epoch,
-            "part": part.state(),
-            "history": [history.epoch, _plain(history.history)],
-            "callbacks": [_plain_values(callback) for callback in self._callbacks],
-            "variables": [[list(v.shape), tf.as_dtype(v.dtype).name] for v in self._variables()],
-        }
-
-    def _share(self, value):
-        chief = self._strategy.worker_group.chief
-        return json.loads(self._strategy.share_bytes(b"" if value is None else json.dumps(value).encode(), chief))
-
-    def _broadcast(self, variables):
-        """Returns the senior member's values of `variables`."""
-        group = self._strategy.worker_group
-        values = [variable.numpy() for variable in variables]
-        whole = np.concatenate([np.ravel(value).view(np.uint8) for value in values])
-        whole = group.broadcast(whole, root=group.chief, name="state for a worker that joins")
-        ends = np.cumsum([value.nbytes for value in values])
-        return [
-            whole[end - value.nbytes : end].view(value.dtype).reshape(value.shape) for value, end in zip(values, ends)
-        ]
 
     def test_logs(self, model):
         """Returns logs of a validation that is passed over."""
@@ -250,7 +204,7 @@ def keep_history(strategy, history):
     if strategy.elastic is not None and strategy.is_chief:
         with strategy.elastic.membership.store() as store:
             store.set(
-                f"{HISTORY}{strategy.num_fit_calls}", json.dumps([history.epoch, _plain(history.history)]).encode()
+                f"{HISTORY}{strategy.num_fit_calls}", json.dumps([history.epoch, plain(history.history)]).encode()
             )
 
 
@@ -272,25 +226,3 @@ def made_history(model, told):
     history.epoch, history.history = list(told[0]), dict(told[1])
     model.history = history
     return history
-
-
-def _plain(values):
-    return {key: np.asarray(column).tolist() for key, column in values.items()}
-
-
-def _inner(callback):
-    """The callback itself, where it is one that acts on the chief only."""
-    from tfdist.strategies import keras_saving
-
-    return callback.callback if isinstance(callback, keras_saving.WhileChief) else callback
-
-
-def _plain_values(callback):
-    """What a callback has counted: its attributes that JSON can hold."""
-    values = {}
-    for name, value in vars(callback).items():
-        if isinstance(value, np.generic):
-            value = value.item()
-        if name != "_model" and isinstance(value, (bool, int, float, str)):
-            values[name] = value
-    return values

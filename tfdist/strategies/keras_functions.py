@@ -112,13 +112,21 @@ class _ByShares:
         if fit is not None and fit.before_step(part):
             return fit.logs
         elastic, left = strategy_of(self._model).elastic, part.num_left
-        logs = self._call(part.ready())
+        logs = self._call_as_one_of(fit, part.ready())
         steps = self._model.steps_per_execution
         generation = elastic.generation if strategy_of(self._model).uses_servers else elastic.step_generation
         part.done(generation, steps if left is None else min(steps, left))
         if fit is not None and fit.after_step(part, logs):
             return self._train(part)  # this step is that of the others now, or one to pass over
         return logs
+
+    def _call_as_one_of(self, fit, iterator):
+        """Who has joined late traces what the others have traced: variables that are made meanwhile are its own concern."""
+        if fit is None or not fit.is_to_trace_late:
+            return self._call(iterator)
+        fit.is_to_trace_late = False
+        with strategy_of(self._model).elastic.passing():
+            return self._call(iterator)
 
     def _test(self, part):
         fit = keras_elastic.current_fit()

@@ -34,11 +34,20 @@ class Training(keras.callbacks.Callback):
     def __init__(self, strategy):
         super().__init__()
         self._strategy = strategy
+        self._joining = None
+        self._has_begun_epoch = False
 
     def on_train_begin(self, logs=None):
+        from tfdist.strategies import keras_joining
+
         optimizer = self.model.optimizer
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
+        if self._strategy.elastic is not None:
+            self._joining = keras_joining.Joining(self._strategy, self.model)
+            if self._strategy.elastic.is_joining:
+                self._joining.join()
+                return
         known = self._strategy.known_optimizers(optimizer)
         for part in known:
             part.begin()
@@ -49,9 +58,14 @@ class Training(keras.callbacks.Callback):
                 statistics = []
 
     def on_epoch_begin(self, epoch, logs=None):
+        is_late, self._has_begun_epoch = self._has_begun_epoch, True
+        if self._joining is not None and self._joining.begin_epoch():
+            return
         for optimizer in self._strategy.optimizers():
             optimizer.resume()
         self._strategy.barrier("an epoch begins")
+        if self._joining is not None:
+            self._joining.admit(epoch, is_late)
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.stop_training = _any(self._strategy, self.model.stop_training)

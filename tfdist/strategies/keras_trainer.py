@@ -39,6 +39,8 @@ class TrainerCall:
         self.is_fit = is_fit
         self._trains_next = is_fit
         self.epoch_logs = {}  # of the last epoch that is over
+        self.training_data = None  # as distributed
+        self.is_late = False  # the other workers have been in this call for longer
         self.orders = []  # what draws the order of the data, epoch by epoch
         self._has_length = has_length
 
@@ -103,14 +105,19 @@ def fit(original, model, *args, **kwargs):
 
 
 def _fit(original, model, strategy, call):
-    if strategy.elastic is not None and strategy.is_in_step:
+    if strategy.elastic is not None:
         return _fit_elastic(original, model, strategy, call)
     return _fit_with_servers(original, model, strategy, call) if strategy.uses_servers else original(model, **call)
 
 
 def _fit_elastic(original, model, strategy, call):
-    fit = keras_elastic.Fit(strategy, model, call["callbacks"])
-    call["callbacks"] = [keras_elastic.Progress(fit), *call["callbacks"]]
+    callbacks = call["callbacks"]
+    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+    fit = keras_elastic.Fit(strategy, model, callbacks.callbacks if is_list else callbacks)
+    if is_list:
+        callbacks.callbacks.insert(0, keras_elastic.Progress(fit))
+    else:
+        call["callbacks"] = [keras_elastic.Progress(fit), *callbacks]
     with keras_elastic.fitting(fit):
         try:
             run = _fit_with_servers if strategy.uses_servers else _fit_plainly

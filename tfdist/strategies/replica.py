@@ -289,12 +289,24 @@ class ReplicaExtended(tf.compat.v1.distribute.StrategyExtended):
     # Data
 
     def _experimental_distribute_dataset(self, dataset, options):
-        from tfdist.data import one_shot, recut, sharding, uneven
         from tfdist.strategies import keras_trainer
 
         strategy, call = self._container_strategy(), keras_trainer.current_call()
         deals = not strategy.is_in_step and (call is None or call.deals_next())
         trains = call is None or call.take_training_data()
+        if call is not None and call.is_late and not trains:
+            with strategy.elastic.passing():  # the others have seen to it that their data are alike
+                return self._distribute(dataset, call, deals, trains)
+        distributed = self._distribute(dataset, call, deals, trains)
+        if call is not None and trains:
+            call.training_data = distributed
+        return distributed
+
+    def _distribute(self, dataset, call, deals, trains):
+        from tfdist.data import one_shot, recut, sharding, uneven
+        from tfdist.strategies import keras_trainer
+
+        strategy = self._container_strategy()
         is_one_shot = keras_trainer.take_one_shot()
         if isinstance(dataset, recut.Recutting):
             return dataset

@@ -68,7 +68,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
             is_lazy=sparse_updates == "lazy",
         )
         self._optimizers = weakref.WeakKeyDictionary()
-        self._declared = itertools.count()
+        self._num_declared = 0
         self._number = next(_numbers)
         self._dealer = None
         self.client, self._stop_servers = servers.connect(group, num_servers, replicas=server_replicas)
@@ -121,12 +121,31 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         found = self._optimizers.get(optimizer)
         if found is None:
             with tf.init_scope():
-                found = ServerOptimizer(
-                    self, optimizer, statistics, f"strategy {self._number}, optimizer {next(self._declared)}"
-                )
-                self._optimizers[optimizer] = found
+                name = f"strategy {self._number}, optimizer {self._num_declared}"
+                self._num_declared += 1
+                found = self._optimizers[optimizer] = ServerOptimizer(self, optimizer, statistics, name)
                 found.begin()
         return found
+
+    def declared_optimizers(self, parts):
+        """Returns what `join_optimizers` needs to know of the optimizers that a Keras optimizer consists of, for JSON."""
+        return {"names": [self._optimizers[part].store.name for part in parts], "num_declared": self._num_declared}
+
+    def join_optimizers(self, parts, names, num_declared, statistics):
+        """Takes part in what other workers have declared, with the state that the servers have.
+
+        Args:
+          parts: list of built Keras optimizers.
+          names, num_declared: see `declared_optimizers`.
+          statistics: see `optimizer_of`.
+        """
+        from tfdist.strategies.server_optimizer import ServerOptimizer
+
+        self._num_declared = num_declared
+        for part, name in zip(parts, names, strict=True):
+            self._optimizers[part] = ServerOptimizer(self, part, statistics, name)
+            self._optimizers[part].join()
+            statistics = []
 
     def known_optimizers(self, optimizer):
         """Returns the `ServerOptimizer`s of a Keras optimizer, none if the servers have not heard of it yet."""
