@@ -24,7 +24,9 @@ def members_of(job):
 
 def soak(folder, random, num_kills):
     """Kills members, but never the last one; returns the seconds that recoveries took."""
-    with Job(NUM_WORKERS, folder, restarts=True, is_open=True, steps=10**9, environment={"TFDIST_TIMEOUT": "120"}) as job:
+    with Job(
+        NUM_WORKERS, folder, restarts=True, is_open=True, steps=10**9, environment={"TFDIST_TIMEOUT": "120"}
+    ) as job:
         job.await_key("elastic/settings")
         killed = 0
         while killed < num_kills:
@@ -53,4 +55,6 @@ def test_workers_are_killed_and_come_again_over_and_over(tmp_path, capsys):
         folder.mkdir()
         seconds += soak(folder, np.random.default_rng(number), min(KILLS_PER_JOB, NUM_KILLS))
     with capsys.disabled():
-        print(f"\n{NUM_KILLS} kills: a member went on after {np.median(seconds):.3f} s (median), {max(seconds):.3f} s (worst)")
+        print(
+            f"\n{NUM_KILLS} kills: a member went on after {np.median(seconds):.3f} s (median), {max(seconds):.3f} s (worst)"
+        )

@@ -73,7 +73,7 @@ def _meet(store, cluster, initial, timeout, settings):
     while True:
         generation = _deaths(store)
 
-        def check():
+        def check(generation=generation):
             if _deaths(store) != generation:
                 raise _Again(f"a worker died before the group of {initial} had formed")
 
