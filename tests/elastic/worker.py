@@ -67,7 +67,7 @@ class Worker:
         stop = False
         with self._membership.store() as store:
             while step < self._steps and not stop:
-                if self._is_open and self._membership.admit():
+                while self._is_open and self._membership.admit():  # who has joined asks next, so all do
                     self._meet(step)
                 self._strike(step)
                 asks = step % 10 == 0 and store.try_get("stop") is not None
