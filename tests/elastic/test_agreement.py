@@ -62,6 +62,12 @@ def test_what_one_has_committed_has_happened():
     assert decision.error == "" and decision.joined == () and decision.is_common
 
 
+def test_what_a_commit_has_told_one_all_know():
+    reports = {0: Report(flags={0: 3, 1: 0}, num_joins=2), 2: Report(flags={0: 4, 1: 0}, num_joins=2)}
+    decision = decide(MEMBERS, [0, 2], reports, 1)
+    assert decision.flags == {0: 4, 1: 0} and decision.num_joins == 2
+
+
 def test_what_only_a_lost_one_has_committed_has_not_happened():
     reports = {0: Report(open={10}, committed={10: 4}), 1: Report(committed={10: 5})}
     assert decide(MEMBERS, [0], reports, 1).counts == {10: 4}
@@ -92,16 +98,18 @@ def test_who_has_died_before_it_joined_does_not_join():
 
 
 def test_decisions_and_reports_survive_the_store():
-    decision = Decision({2: 1, 0: 0}, {2**64 - 1: 7}, joined=(2,), is_common=False, error="why")
+    decision = Decision(
+        {2: 1, 0: 0}, {2**64 - 1: 7}, joined=(2,), is_common=False, error="why", flags={0: 5}, num_joins=6
+    )
     again = Decision.from_bytes(decision.to_bytes())
     assert again == decision and list(again.members) == [2, 0]
-    report = Report({1}, {2**64 - 1}, {2**64 - 1: 8}, [[5, 1]])
+    report = Report({1}, {2**64 - 1}, {2**64 - 1: 8}, [[5, 1]], {0: 5}, 6)
     assert Report.from_bytes(report.to_bytes()) == report
 
 
 def test_reports_of_the_native_core():
-    report = Report.of("open 7 3\nopen 7 4\ncommitted 7 3\ncommitted 9 12\n", [1], [[2, 5]])
-    assert report == Report({1}, {7}, {7: 3, 9: 12}, [[2, 5]])
+    report = Report.of("open 7 3\nopen 7 4\ncommitted 7 3\ncommitted 9 12\nflag 0 8\n", [1], [[2, 5]], 6)
+    assert report == Report({1}, {7}, {7: 3, 9: 12}, [[2, 5]], {0: 8}, 6)
 
 
 @pytest.fixture

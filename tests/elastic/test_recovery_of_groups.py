@@ -127,6 +127,27 @@ def test_one_comes_again_and_has_a_share_again(tmp_path, rank):
     assert shares[len(shares) - 1] == {0, 1, 2}
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_one_dies_while_another_one_joins(tmp_path, rank):
+    faults = [kill(1, 5), kill(rank, 0, "join")]
+    with Job(4, tmp_path, restarts=True, faults=faults, is_open=True, steps=100_000) as job:
+        await_member(job, 1, 1)
+        await_member(job, rank, 1)
+        job.store.set("stop", b"")
+        shares = check(job, job.await_end())
+    assert shares[len(shares) - 1] == {0, 1, 2, 3}
+    assert sorted(process.name for process in job.ended) == sorted(["0-0", "1-0", "1-1", "2-0", "3-0", f"{rank}-1"])
+    assert job.store.items("elastic/excluded/1") == {"elastic/excluded/1": b"0"}  # and not the one that has come again
+
+
+def test_one_dies_after_it_has_said_how_much_it_will_send(tmp_path):
+    with Job(3, tmp_path, gathers=True, faults=[kill(1, 0)]) as job:
+        done = job.await_end()
+    assert [process.rank for process in done] in ([0, 2], [2, 0]), job.story()
+    for process in done:
+        assert process.result["texts"] == [["from 0", "", "from 2"]] * 2
+
+
 def test_one_dies_before_the_group_has_formed(tmp_path):
     job, shares = run(tmp_path, 3, [kill(1, None)], restarts=True, steps=20)
     assert set(shares.values()) == {frozenset({0, 1, 2})}

@@ -24,10 +24,12 @@ class Worker:
     faults: list of dicts of `rank`, `step` and `point`, or `drop`; `signal`, `incarnation` and `seconds` of a stop are optional.
     pause: float seconds between two steps.
     is_open: whether workers may join.
+    gathers: whether to gather texts instead of summing numbers; a fault is then between the two halves of a gathering.
     """
 
-    def __init__(self, steps=50, size=1000, faults=(), pause=0.002, is_open=False):
+    def __init__(self, steps=50, size=1000, faults=(), pause=0.002, is_open=False, gathers=False):
         self._steps, self._pause, self._is_open = steps, pause, is_open
+        self._gathers = gathers
         incarnation = int(os.environ["TFDIST_INCARNATION"])
         rank = int(os.environ["TFDIST_RANK"])
         self._faults = [f for f in faults if f["rank"] == rank and f.get("incarnation", 0) == incarnation]
@@ -41,14 +43,31 @@ class Worker:
         self.masks, self.seconds, self.members = {}, {}, {}
 
     def run(self):
+        return self._gather() if self._gathers else self._sum()
+
+    def _gather(self):
+        run = self._group._run
+
+        def run_or_die(collective, work, dtype, *arguments, **options):
+            if dtype == "byte" and self._faults:
+                os.kill(os.getpid(), signal.SIGKILL)
+            run(collective, work, dtype, *arguments, **options)
+
+        self._group._run = run_or_die
+        texts = [self._group.all_gather_bytes(b"from %d" % self._group.rank) for _ in range(2)]
+        self._group.agree("something", {"a": 1})
+        return {"texts": [[text.decode() for text in told] for told in texts]}
+
+    def _sum(self):
         step, first = 0, 0
+        self._die_when_somebody_joins()
         if self._membership.is_joining:
             self._membership.join()
             step = first = self._meet(0)
         stop = False
         with self._membership.store() as store:
             while step < self._steps and not stop:
-                if self._is_open and self._membership.admit():
+                while self._is_open and self._membership.admit():  # who has joined asks next, so all do
                     self._meet(step)
                 self._strike(step)
                 asks = step % 10 == 0 and store.try_get("stop") is not None
@@ -58,6 +77,17 @@ class Worker:
         self._group.barrier()
         return {"masks": self.masks, "seconds": self.seconds, "members": self.members, "first": first,
                 "generation": self._group.committed_generation}  # fmt: skip
+
+    def _die_when_somebody_joins(self):
+        connect = self._membership._connect
+
+        def connect_or_die(store, decision, *arguments):
+            if decision.joined:
+                os.kill(os.getpid(), signal.SIGKILL)
+            connect(store, decision, *arguments)
+
+        if any(fault.get("point") == "join" for fault in self._faults):
+            self._membership._connect = connect_or_die
 
     def _meet(self, step):
         return int(self._group.broadcast(np.array([step]), root=self._group.chief)[0])
@@ -77,7 +107,7 @@ class Worker:
 
     def _strike(self, step):
         for fault in self._faults:
-            if fault["step"] != step:
+            if fault["step"] != step or fault.get("point") == "join":
                 continue
             number = fault.get("signal", signal.SIGKILL)
             if number == signal.SIGSTOP:

@@ -120,6 +120,7 @@ class Job {
     for (uint64_t channel, number; lines >> kind >> channel >> number;) {
       if (kind == "open") counts_[channel];
       if (kind == "committed") committed_[channel] = std::max(committed_[channel], number);
+      if (kind == "flag") flags_[channel] = std::max(flags_[channel], number);
     }
     reported_.push_back(slot);
   }
@@ -203,11 +204,15 @@ class Job {
       load(rank, members_, [group](const Table& table, int num_chunks) {
         return tfdist_group_load_next_plan(group, table.data(), static_cast<int32_t>(table.size() / 4), num_chunks);
       });
+      for (auto& [index, value] : flags_) {
+        tfdist_group_learn_flag(group, static_cast<int32_t>(index), static_cast<int64_t>(value));
+      }
       CHECK(tfdist_group_reform(group, channels.data(), counts.data(), static_cast<int32_t>(counts.size()),
                                 starts_anew) == TFDIST_OK);
     }
     counts_.clear();
     committed_.clear();
+    flags_.clear();
     reported_.clear();
   }
 
@@ -216,7 +221,7 @@ class Job {
   std::map<int, tfdist_group*> groups_;  // also of those who were lost
   std::vector<std::thread> threads_;
   uint32_t generation_ = 0;
-  std::map<uint64_t, uint64_t> counts_, committed_;
+  std::map<uint64_t, uint64_t> counts_, committed_, flags_;
   std::vector<int> reported_;
 };
 
@@ -291,15 +296,17 @@ void test_redo() {
   job.join();
 }
 
-// One has committed, another has not heard of it: it keeps what it has.
+// One has committed, another has not heard of it: it keeps what it has, and knows what the commit has told.
 void test_adopt() {
   Job job(3);
   tfdist_group_set_fault(job.group(1), kDone, 5, SIGUSR1);
   std::atomic<int> num_committed{0};
   job.run([&](int slot, tfdist_group* group) {
     auto first = values_of(slot), second = values_of(slot);
+    if (slot == 2) tfdist_group_set_flag(group, 1, 7);
     CHECK(reduce(group, operation(5), &first) == TFDIST_OK);
     CHECK(is_sum_of(first, {0, 1, 2}));
+    CHECK(tfdist_group_flag(group, 1) == 7);
     ++num_committed;
     if (slot == 2) return;
     CHECK(reduce(group, operation(6), &second) == TFDIST_OK);
@@ -480,10 +487,9 @@ void test_nobody_joins_in_the_middle() {
 // There is no going on: every wait says so.
 void test_give_up() {
   Job job(2);
-  std::thread waiting([&] {
-    auto values = values_of(0);
-    CHECK(finish(job.group(0), start_in_place(job.group(0), operation(0), &values)) == TFDIST_BELOW_MINIMUM);
-  });
+  auto first = values_of(0);
+  const int64_t ticket = start_in_place(job.group(0), operation(0), &first);
+  std::thread waiting([&] { CHECK(finish(job.group(0), ticket) == TFDIST_BELOW_MINIMUM); });
   job.lose(1);
   CHECK(tfdist_group_await_failure(job.group(0), kTimeout) == TFDIST_LOST);
   tfdist_group_give_up(job.group(0), TFDIST_BELOW_MINIMUM, -1, "1 is left of 2");

@@ -97,6 +97,7 @@ _SIGNATURES = {
     "tfdist_group_step_generation": (ctypes.c_uint32, [ctypes.c_void_p]),
     "tfdist_group_trust": (None, [ctypes.c_void_p]),
     "tfdist_group_set_flag": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]),
+    "tfdist_group_learn_flag": (None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]),
     "tfdist_group_flag": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int32]),
     "tfdist_group_watch": (None, [ctypes.c_void_p, ctypes.c_double]),
     "tfdist_group_drop": (None, [ctypes.c_void_p, ctypes.c_int32]),

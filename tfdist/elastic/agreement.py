@@ -25,6 +25,8 @@ class Decision:
       joined: tuple of the slots that are new.
       is_common: whether all were ready to take in the same ones.
       error: why there is no next generation; "" where there is one.
+      flags: dict of index -> the number that commits have told some member; all know it from now on.
+      num_joins: int, how many requests to join the members have read.
     """
 
     members: dict
@@ -32,13 +34,15 @@ class Decision:
     joined: tuple = ()
     is_common: bool = True
     error: str = ""
+    flags: dict = dataclasses.field(default_factory=dict)
+    num_joins: int = 0
 
     def to_bytes(self):
         """Returns JSON."""
         members = [[slot, incarnation] for slot, incarnation in self.members.items()]
         counts = {str(channel): count for channel, count in self.counts.items()}
-        values = {"members": members, "counts": counts, "joined": self.joined, "is_common": self.is_common}
-        return json.dumps({**values, "error": self.error}).encode()
+        others = {"joined": self.joined, "is_common": self.is_common, "error": self.error, "num_joins": self.num_joins}
+        return json.dumps({"members": members, "counts": counts, "flags": list(self.flags.items()), **others}).encode()
 
     @classmethod
     def from_bytes(cls, data):
@@ -46,7 +50,8 @@ class Decision:
         values = json.loads(data)
         counts = {int(channel): int(count) for channel, count in values["counts"].items()}
         members = {int(slot): int(incarnation) for slot, incarnation in values["members"]}
-        return cls(members, counts, tuple(values["joined"]), values["is_common"], values["error"])
+        others = {name: values[name] for name in ("is_common", "error", "num_joins")}
+        return cls(members, counts, tuple(values["joined"]), flags=dict(values["flags"]), **others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,35 +63,42 @@ class Report:
       open: set of the channels on which it has started something that it has not committed.
       committed: dict of channel -> how many collectives it has committed.
       joiners: list of [slot, incarnation] that it is ready to take in.
+      flags, num_joins: see `Decision`; this member's.
     """
 
     lost: set = dataclasses.field(default_factory=set)
     open: set = dataclasses.field(default_factory=set)
     committed: dict = dataclasses.field(default_factory=dict)
     joiners: list = dataclasses.field(default_factory=list)
+    flags: dict = dataclasses.field(default_factory=dict)
+    num_joins: int = 0
 
     @classmethod
-    def of(cls, text, lost, joiners):
+    def of(cls, text, lost, joiners, num_joins=0):
         """Reads what the native core tells (tfdist_group_report)."""
-        report = cls(lost=set(lost), joiners=list(joiners))
+        report = cls(lost=set(lost), joiners=list(joiners), num_joins=num_joins)
         for line in text.splitlines():
-            kind, channel, number = line.split()
+            kind, key, number = line.split()
             if kind == "open":
-                report.open.add(int(channel))
+                report.open.add(int(key))
             else:
-                report.committed[int(channel)] = int(number)
+                (report.committed if kind == "committed" else report.flags)[int(key)] = int(number)
         return report
 
     def to_bytes(self):
         """Returns JSON."""
-        values = {"lost": sorted(self.lost), "open": sorted(self.open), "joiners": self.joiners}
-        return json.dumps({**values, "committed": list(self.committed.items())}).encode()
+        values = {"lost": sorted(self.lost), "open": sorted(self.open), "committed": list(self.committed.items())}
+        others = {"joiners": self.joiners, "flags": list(self.flags.items()), "num_joins": self.num_joins}
+        return json.dumps({**values, **others}).encode()
 
     @classmethod
     def from_bytes(cls, data):
         """Reads what `to_bytes` made."""
         values = json.loads(data)
-        return cls(set(values["lost"]), set(values["open"]), dict(values["committed"]), values["joiners"])
+        return cls(
+            set(values["lost"]), set(values["open"]), dict(values["committed"]), values["joiners"],
+            dict(values["flags"]), values["num_joins"],
+        )  # fmt: skip
 
 
 class Agreement:
@@ -192,7 +204,12 @@ def decide(members, candidates, reports, min_workers):
             counts[channel] = max(other.committed.get(channel, 0) for other in told)
     is_common = all(report.joiners == told[0].joiners for report in told)
     joiners = {slot: incarnation for slot, incarnation in (told[0].joiners if is_common else []) if slot not in kept}
-    return Decision({**kept, **joiners}, counts, tuple(joiners), is_common)
+    flags = {}
+    for report in told:
+        for index, number in report.flags.items():
+            flags[index] = max(number, flags.get(index, number))
+    num_joins = max(report.num_joins for report in told)
+    return Decision({**kept, **joiners}, counts, tuple(joiners), is_common, flags=flags, num_joins=num_joins)
 
 
 def without(decision, gone):

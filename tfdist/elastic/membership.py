@@ -134,13 +134,9 @@ class Membership:
                     continue
                 decision = Decision.from_bytes(store.get(f"elastic/{generation - 1}/decision"))
                 with self._lock:
-                    try:
-                        self._connect(store, decision, generation)
-                    except TfdistError as error:
-                        logging.warning("tfdist: joining failed, asking again: %s", error)
-                        store.delete(f"elastic/admitted/{self.group.rank}/{self.incarnation}")
-                        continue
-                self._num_joins = number
+                    self._num_joins = decision.num_joins
+                    if not self._enter(store, decision, generation, starts_anew=True):
+                        self._change(store, dead_members(store, self.members), [], starts_anew=True)
                 self.watch()
                 store.set(f"{JOINED}{self.group.rank}", str(self.incarnation).encode())
                 return
@@ -186,16 +182,22 @@ class Membership:
         )  # fmt: skip
         return True
 
-    def _change(self, store, lost, joiners):
-        """Agrees on the next generation and connects it, as often as it takes; returns the slots that are new."""
-        lost = set(lost) - {self.group.rank}
+    def _change(self, store, lost, joiners, starts_anew=False):
+        """Agrees on the next generation and connects it, as often as it takes; returns the slots that are new.
+
+        Once somebody was to join, all count collectives from 0, though it may take further generations to connect.
+        """
+        lost, joined = set(lost) - {self.group.rank}, ()
         while True:
             patience = _ADMISSION_SECONDS if joiners else self._settings["heartbeat"]
             agreement = Agreement(
                 store, self.group.rank, self.members, self.generation, min_workers=self._settings["min_workers"],
                 patience=patience, timeout=_AGREE_SECONDS,
             )  # fmt: skip
-            decision = agreement.agree(Report.of(self._native_report(), lost, joiners))
+            report = Report.of(self._native_report(), lost, joiners, self._num_joins)
+            if starts_anew:
+                report.committed.clear()
+            decision = agreement.agree(report)
             for slot in self.members.keys() - decision.members.keys():  # if it has stopped, the launcher ends it
                 store.set(f"elastic/excluded/{slot}", str(self.members[slot]).encode())
             if decision.error:
@@ -210,18 +212,26 @@ class Membership:
             for slot in decision.joined:
                 key = f"elastic/admitted/{slot}/{decision.members[slot]}"
                 store.set(key, str(self.generation + 1).encode())
-            try:
-                self._connect(store, decision, self.generation + 1)
-                if decision.is_common or not joiners:
-                    return decision.joined
-                lost = set()  # others were not at this place yet, but in the middle of a loss: they will come
-            except RendezvousError as error:
-                logging.warning("tfdist: %s", error)
-                lost = dead_members(store, decision.members)
-                joiners = [] if decision.is_common else joiners
-                self.members, self.generation = decision.members, self.generation + 1
+            joined += decision.joined
+            starts_anew = starts_anew or bool(decision.joined)
+            is_connected = self._enter(store, decision, self.generation + 1, starts_anew)
+            if is_connected and (decision.is_common or not joiners):
+                return joined
+            lost = set() if is_connected else dead_members(store, decision.members)
+            if decision.is_common:
+                joiners = []  # else others were not at this place yet, but in the middle of a loss: they will come
 
-    def _connect(self, store, decision, generation):
+    def _enter(self, store, decision, generation, starts_anew):
+        """Makes a decision come true; returns whether that has worked, so that there is no need for another one."""
+        try:
+            self._connect(store, decision, generation, starts_anew)
+        except RendezvousError as error:
+            logging.warning("tfdist: %s", error)
+            self.members, self.generation = decision.members, generation
+            return False
+        return True
+
+    def _connect(self, store, decision, generation, starts_anew):
         members = tuple(decision.members)
         place = dataclasses.replace(
             self._cluster,
@@ -242,8 +252,9 @@ class Membership:
         )  # fmt: skip
         self.history[generation] = members  # first: once the group is formed anew, who waited in it asks for them
         try:
-            joined = bool(decision.joined)
-            self.group.reform(formed, members, generation, decision.counts, starts_anew=joined)
+            for index, number in decision.flags.items():
+                library.core().tfdist_group_learn_flag(self._native, index, number)
+            self.group.reform(formed, members, generation, decision.counts, starts_anew=starts_anew)
         finally:
             shared_memory.close_all(formed.segments)
         self.members, self.generation = decision.members, generation

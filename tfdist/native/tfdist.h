@@ -134,8 +134,8 @@ TFDIST_EXPORT int32_t tfdist_group_error(tfdist_group* group, int32_t* peer, cha
 TFDIST_EXPORT int32_t tfdist_group_set_commit_plan(tfdist_group* group, int32_t plan);
 /* Blocks until the group's present connections have failed: the code, or TFDIST_OK when time is up. */
 TFDIST_EXPORT int32_t tfdist_group_await_failure(tfdist_group* group, double timeout_seconds);
-/* Lines "open <channel> <sequence>" and "committed <channel> <count>", cut to `capacity`; returns their length. Nothing is
- * committed between this and tfdist_group_reform. */
+/* Lines "open <channel> <sequence>", "committed <channel> <count>" and "flag <index> <number>", cut to `capacity`; returns
+ * their length. Nothing is committed between this and tfdist_group_reform. */
 TFDIST_EXPORT int64_t tfdist_group_report(tfdist_group* group, char* text, int64_t capacity);
 /* Connections of the next generation; then its plans, in the order of the present ones. */
 TFDIST_EXPORT int32_t tfdist_group_prepare(tfdist_group* group, const tfdist_group_options* options);
@@ -155,6 +155,8 @@ TFDIST_EXPORT void tfdist_group_trust(tfdist_group* group);
 /* Numbers 0..3: every commit tells each member the maximum over the members of what they have set. */
 TFDIST_EXPORT void tfdist_group_set_flag(tfdist_group* group, int32_t index, int64_t value);
 TFDIST_EXPORT int64_t tfdist_group_flag(tfdist_group* group, int32_t index);
+/* What a commit has told another member; before tfdist_group_reform, which may keep what was committed then. */
+TFDIST_EXPORT void tfdist_group_learn_flag(tfdist_group* group, int32_t index, int64_t value);
 /* For tests: cuts the connection to a peer (its rank in the present generation); raises a signal in the wait for the
  * operations of a step, at point 0 (handed over), 1 (done, not committed) or 2 (committed). */
 TFDIST_EXPORT void tfdist_group_drop(tfdist_group* group, int32_t peer);

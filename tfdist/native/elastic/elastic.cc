@@ -332,7 +332,7 @@ Failure Elastic::failure() {
 
 int Elastic::await_failure(double timeout_seconds) { return current()->await_failure(timeout_seconds); }
 
-// Lines "open <channel> <sequence>" and "committed <channel> <count>".
+// Lines "open <channel> <sequence>", "committed <channel> <count>" and "flag <index> <number>".
 // From here on nothing is committed until the group is formed anew: what the others are told stays true.
 std::string Elastic::report() {
   std::lock_guard<std::mutex> one_start(start_mutex_);
@@ -345,6 +345,7 @@ std::string Elastic::report() {
   for (auto& [channel, count] : committed_) {
     text += "committed " + std::to_string(channel) + " " + std::to_string(count) + "\n";
   }
+  for (int i = 0; i < kFlags; ++i) text += "flag " + std::to_string(i) + " " + std::to_string(agreed_flags_[i]) + "\n";
   return text;
 }
 
@@ -428,6 +429,12 @@ void Elastic::trust() {
 void Elastic::set_flag(int index, int64_t value) {
   std::lock_guard<std::mutex> lock(mutex_);
   flags_[index] = value;
+}
+
+// Another member has been told so by a commit of which this one did not hear.
+void Elastic::learn_flag(int index, int64_t value) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  agreed_flags_[index] = std::max(agreed_flags_[index], value);
 }
 
 int64_t Elastic::flag(int index) {

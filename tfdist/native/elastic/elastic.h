@@ -54,6 +54,7 @@ class Elastic {
   uint32_t step_generation();
   void trust();
   void set_flag(int index, int64_t value);
+  void learn_flag(int index, int64_t value);
   int64_t flag(int index);
   void set_fault(int point, int64_t step, int number);
 

@@ -171,6 +171,10 @@ void tfdist_group_set_flag(tfdist_group* group, int32_t index, int64_t value) {
   if (group->elastic && index >= 0 && index < tfdist::kFlags) group->elastic->set_flag(index, value);
 }
 
+void tfdist_group_learn_flag(tfdist_group* group, int32_t index, int64_t value) {
+  if (group->elastic && index >= 0 && index < tfdist::kFlags) group->elastic->learn_flag(index, value);
+}
+
 int64_t tfdist_group_flag(tfdist_group* group, int32_t index) {
   return group->elastic && index >= 0 && index < tfdist::kFlags ? group->elastic->flag(index) : 0;
 }
