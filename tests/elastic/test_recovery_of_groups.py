@@ -140,6 +140,17 @@ def test_one_dies_while_another_one_joins(tmp_path, rank):
     assert job.store.items("elastic/excluded/1") == {"elastic/excluded/1": b"0"}  # and not the one that has come again
 
 
+def test_one_dies_while_others_connect_to_it(tmp_path):
+    _, shares = run(tmp_path, 4, [kill(1, 5), kill(0, 0, "handshake")])
+    assert shares[49] == {2, 3}
+
+
+def test_one_dies_while_others_connect_to_it_for_the_first_time(tmp_path):
+    job, shares = run(tmp_path, 3, [kill(0, 0, "form")], restarts=True, steps=20)
+    assert set(shares.values()) == {frozenset({0, 1, 2})}
+    assert sorted(process.name for process in job.ended) == ["0-0", "0-1", "1-0", "2-0"]
+
+
 def test_one_dies_after_it_has_said_how_much_it_will_send(tmp_path):
     with Job(3, tmp_path, gathers=True, faults=[kill(1, 0)]) as job:
         done = job.await_end()
