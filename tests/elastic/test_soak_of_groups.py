@@ -28,15 +28,16 @@ def soak(folder, random, num_kills):
         NUM_WORKERS, folder, restarts=True, is_open=True, steps=10**9, environment={"TFDIST_TIMEOUT": "120"}
     ) as job:
         job.await_key("elastic/settings")
-        killed = 0
-        while killed < num_kills:
+        killed = set()
+        while len(killed) < num_kills:
             for _ in range(random.integers(1, 150)):
                 job.look()
-            members = members_of(job)
-            victims = random.permutation(members)[: random.integers(1, max(len(members), 2))]
+            members = [rank for rank in members_of(job) if job.running[rank].name not in killed]
+            victims = random.permutation(members).tolist()[: random.integers(1, max(len(members), 2))]
             if len(members) > len(victims):
                 for rank in victims:
-                    killed += job.kill(int(rank), signal.SIGKILL)
+                    killed.add(job.running[rank].name)
+                    job.kill(rank, signal.SIGKILL)
             assert job.running, job.story()
         job.store.set("stop", b"")
         shares = check(job, job.await_end(timeout=120))

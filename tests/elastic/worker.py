@@ -12,8 +12,10 @@ import time
 
 import numpy as np
 
-from tfdist.comm import default, library
+from tfdist.cluster.handshake import authenticate
+from tfdist.comm import default, library, mesh
 
+PLACES = ("form", "handshake", "join")  # where the step does not matter
 BEFORE = -1  # a step; the points 0, 1 and 2 of its collective are those of tfdist_group_set_fault
 
 
@@ -35,7 +37,9 @@ class Worker:
         self._faults = [f for f in faults if f["rank"] == rank and f.get("incarnation", 0) == incarnation]
         if [fault for fault in self._faults if fault.get("step") is None]:
             os.kill(os.getpid(), signal.SIGKILL)  # before the group has formed
+        self._die_in_a_handshake("form")
         self._group = default.default_group()
+        self._die_in_a_handshake("handshake")
         self._membership = default.membership()
         self._factors = np.arange(size + 1, dtype=np.float64) % 7 + 1
         self._work = np.empty_like(self._factors)  # the last element says whether to stop
@@ -78,6 +82,17 @@ class Worker:
         return {"masks": self.masks, "seconds": self.seconds, "members": self.members, "first": first,
                 "generation": self._group.committed_generation}  # fmt: skip
 
+    def _die_in_a_handshake(self, point):
+        """Dies when another one has connected to it and waits for an answer."""
+
+        def die(sock, secret, *, initiator, **options):
+            if not initiator:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return authenticate(sock, secret, initiator=initiator, **options)
+
+        if any(fault.get("point") == point for fault in self._faults):
+            mesh.authenticate = die
+
     def _die_when_somebody_joins(self):
         connect = self._membership._connect
 
@@ -107,7 +122,7 @@ class Worker:
 
     def _strike(self, step):
         for fault in self._faults:
-            if fault["step"] != step or fault.get("point") == "join":
+            if fault["step"] != step or fault.get("point") in PLACES:
                 continue
             number = fault.get("signal", signal.SIGKILL)
             if number == signal.SIGSTOP:

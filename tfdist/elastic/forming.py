@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 
 from absl import logging
 
@@ -15,10 +16,11 @@ from tfdist.comm.group_options import Slots
 from tfdist.comm.plans import Choice
 from tfdist.elastic.agreement import DEAD
 from tfdist.elastic.membership import FORMED, Membership
-from tfdist.errors import RendezvousError
+from tfdist.errors import AuthenticationError, RendezvousError
 
 _SETTINGS = "elastic/settings"
 _SETTINGS_SECONDS = 60.0
+_NOTICE_SECONDS = 2.0
 
 
 class _Again(RendezvousError):
@@ -83,8 +85,8 @@ def _meet(store, cluster, initial, timeout, settings):
                 place, timeout=timeout, generation=generation, transport=settings["transport"],
                 sockets_per_peer=settings["sockets_per_peer"], check=check,
             )  # fmt: skip
-        except RendezvousError as error:
-            if _deaths(store) == generation:
+        except (RendezvousError, AuthenticationError) as error:  # the latter where one dies in a handshake
+            if not _has_changed(store, generation):
                 raise
             if store.try_get(FORMED) is not None:
                 raise RendezvousError(f"rank {cluster.rank} missed the others, which go on without it") from error
@@ -92,6 +94,14 @@ def _meet(store, cluster, initial, timeout, settings):
             continue
         store.claim(FORMED, str(generation).encode())
         return formed, generation
+
+
+def _has_changed(store, generation):
+    """Returns whether somebody has died; the launcher may be a moment later than the broken connection."""
+    deadline = time.monotonic() + _NOTICE_SECONDS
+    while _deaths(store) == generation and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return _deaths(store) != generation
 
 
 def _deaths(store):

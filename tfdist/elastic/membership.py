@@ -19,7 +19,7 @@ from tfdist.cluster.store import StoreClient
 from tfdist.cluster.store.client import StoreTimeoutError
 from tfdist.comm import library, mesh, shared_memory
 from tfdist.elastic.agreement import Agreement, Decision, Report, dead_members
-from tfdist.errors import RendezvousError, TfdistError
+from tfdist.errors import AuthenticationError, RendezvousError, TfdistError
 
 JOINS, OVER, JOINED, FORMED = "elastic/joins", "elastic/over", "elastic/joined/", "elastic/formed"
 _JOIN_FLAG = 0
@@ -225,7 +225,7 @@ class Membership:
         """Makes a decision come true; returns whether that has worked, so that there is no need for another one."""
         try:
             self._connect(store, decision, generation, starts_anew)
-        except RendezvousError as error:
+        except (RendezvousError, AuthenticationError) as error:  # the latter where one dies in a handshake
             logging.warning("tfdist: %s", error)
             self.members, self.generation = decision.members, generation
             return False
