@@ -35,6 +35,8 @@ def configure(dataset):
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.deterministic = True  # workers must see the same batches in the same order
+    # With one core there is nothing to tune, and whoever drops an iterator would wait for its tuner: seconds, in long epochs.
+    options.autotune.enabled = not has_one_core()
     return dataset.with_options(options)
 
 

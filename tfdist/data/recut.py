@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfdist.data import permutation, rows, sharding, shares
+from tfdist.data import permutation, pipeline, rows, sharding, shares
 
 _LOCAL = threading.local()
 
@@ -70,7 +70,8 @@ class Arrays:
             numbers.set_shape([None])
             return rebuild(gather(numbers))
 
-        return tf.data.Dataset.range(self.num_batches - first).map(take), shares.Shares.UNKNOWN
+        dataset = pipeline.parallel_map(tf.data.Dataset.range(self.num_batches - first), take)
+        return pipeline.finish(dataset), shares.Shares.UNKNOWN
 
     def batch_of(self, order, batch, first, missed):
         """Returns the rows of a batch of the epoch `order`; the batches from `first` on share the rows `missed`."""

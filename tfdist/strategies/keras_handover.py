@@ -24,6 +24,7 @@ class HandOver:
 
     def __init__(self, strategy, model, callbacks):
         self._strategy, self._model = strategy, model
+        self._taken = []  # (variable, value) that this worker was given
         self._callbacks = [callback for callback in callbacks if not isinstance(callback, keras_saving.WhileChief)]
 
     def give(self, place):
@@ -44,12 +45,17 @@ class HandOver:
                 f"the model, optimizer and metrics of the worker that joins, rank {self._strategy.rank}, were expected to be "
                 "those of the others. Received: other variables. Run the same script on every worker."
             )
-        for variable, value in zip(variables, self._broadcast(variables)):
+        self._taken = list(zip(variables, self._broadcast(variables)))
+        for variable, value in self._taken:
             variable.assign(value)
         return told
 
     def recall(self, told):
-        """Makes history and callbacks what they were when `told` was given away."""
+        """Makes history, callbacks and, where epochs were passed over since, metrics what they were when `told` was given away."""
+        metrics = {id(v.value) for v in self._model.metrics_variables}
+        for variable, value in self._taken:
+            if id(variable) in metrics:  # Keras has reset them where an epoch began
+                variable.assign(value)
         history = self._model.history
         history.epoch, history.history = list(told["history"][0]), dict(told["history"][1])
         for callback, (values, monitors) in zip(self._callbacks, told["callbacks"], strict=True):
