@@ -13,7 +13,7 @@ NATIVE := $(VENV)/.native
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-quick test-multiprocess sanitize fuzz lint wheel-check clean help
+.PHONY: demo test test-quick test-multiprocess sanitize fuzz soak lint wheel-check clean help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -35,6 +35,10 @@ sanitize: $(NATIVE) $(VENV)/.test
 	$(BIN)/python tests/native/sanitize.py thread
 
 # Each target for ten minutes; guided by coverage where clang++ is installed, and atheris (which `-` allows to be missing).
+# 200 kills at random times, of which make test samples a few.
+soak: $(NATIVE) $(VENV)/.test
+	TFDIST_SOAK=full $(BIN)/python -m pytest tests/elastic/test_soak_of_groups.py -s $(PYTEST_ARGS)
+
 fuzz: $(NATIVE) $(VENV)/.test
 	-$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
