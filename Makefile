@@ -34,11 +34,11 @@ sanitize: $(NATIVE) $(VENV)/.test
 	$(BIN)/python tests/native/sanitize.py address,undefined
 	$(BIN)/python tests/native/sanitize.py thread
 
-# Each target for ten minutes; guided by coverage where clang++ is installed, and atheris (which `-` allows to be missing).
 # 200 kills at random times, of which make test samples a few.
 soak: $(NATIVE) $(VENV)/.test
 	TFDIST_SOAK=full $(BIN)/python -m pytest tests/elastic/test_soak_of_groups.py -s $(PYTEST_ARGS)
 
+# Each target for ten minutes; guided by coverage where clang++ is installed, and atheris (which `-` allows to be missing).
 fuzz: $(NATIVE) $(VENV)/.test
 	-$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
