@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfdist import errors
 from tfdist.data import one_shot, randomness, reusable, sharding, uneven
@@ -126,7 +127,8 @@ def test_policy_file_gives_each_worker_its_files(tmp_path):
         sharding.distribute(Workers(), tf.data.Dataset.range(4).batch(2).with_options(options))
 
 
-def test_unseeded_shuffle_is_refused_and_seeds_are_compared():
+def test_unseeded_shuffle_is_refused_and_seeds_are_compared(monkeypatch):
+    monkeypatch.setattr(context.context(), "_seed", None)  # another test's strategy may have set one
     with pytest.raises(errors.ConfigurationError, match="Create the strategy before the dataset, or pass seed="):
         sharding.distribute(Workers(), tf.data.Dataset.range(8).shuffle(8).batch(2).prefetch(1))
     strategy = Workers()
