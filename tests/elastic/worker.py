@@ -12,8 +12,9 @@ import time
 
 import numpy as np
 
-from tfdist.cluster.handshake import authenticate
-from tfdist.comm import default, library, mesh
+from tfdist.cluster import doorman
+from tfdist.cluster.handshake import secure
+from tfdist.comm import default, library
 
 PLACES = ("form", "handshake", "join")  # where the step does not matter
 BEFORE = -1  # a step; the points 0, 1 and 2 of its collective are those of tfdist_group_set_fault
@@ -88,10 +89,10 @@ class Worker:
         def die(sock, secret, *, initiator, **options):
             if not initiator:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return authenticate(sock, secret, initiator=initiator, **options)
+            return secure(sock, secret, initiator=initiator, **options)
 
         if any(fault.get("point") == point for fault in self._faults):
-            mesh.authenticate = die
+            doorman.secure = die
 
     def _die_when_somebody_joins(self):
         connect = self._membership._connect
