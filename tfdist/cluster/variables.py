@@ -14,6 +14,7 @@ and, where the job has parameter servers (--servers), or a strategy starts them:
 and, where a lost worker or server does not end the job:
     TFDIST_RECOVER       1: the others go on, and wait for a server to come back; 0: they fail
     TFDIST_INCARNATION   how often this process has been started again, 0 at first
+    TFDIST_SERVERS_ON_REQUEST  1: the launcher starts the servers that a strategy asks for in the store
 
 Set by you where the default does not fit:
     TFDIST_SECRET_FILE   a file with the job's secret, or
@@ -136,6 +137,11 @@ def min_workers(environ):
 def incarnation(environ):
     """Returns TFDIST_INCARNATION, 0 where it is not set."""
     return integer(environ, "TFDIST_INCARNATION", 0)
+
+
+def starts_servers_on_request(environ):
+    """Reads TFDIST_SERVERS_ON_REQUEST, whether the launcher starts the servers that a strategy asks for."""
+    return integer(environ, "TFDIST_SERVERS_ON_REQUEST", 0) > 0
 
 
 def initial_workers(environ, world_size):

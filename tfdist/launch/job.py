@@ -110,6 +110,7 @@ class Job:
             **self.variables,
             **secret_variables,
             **({"TFDIST_NUM_SERVERS": str(self.num_servers)} if self.num_servers else {}),
+            **({"TFDIST_SERVERS_ON_REQUEST": "1"} if self.recovers and not self.num_servers else {}),
             "TFDIST_WORLD_SIZE": str(self.world_size),
             "TFDIST_LOCAL_WORLD_SIZE": str(self.local_world_size),
             "TFDIST_INITIAL_WORKERS": str(self.num_initial_workers),

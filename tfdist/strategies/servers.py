@@ -47,7 +47,7 @@ def connect(group, num_servers, *, replicas=1):
     rank = group.rank if group else 0
     stop, find = _nothing, None
     recovers = variables.recover(os.environ, default=not given)
-    if not given and place.source == "tfdist run" and group and variables.recover(os.environ, default=False):
+    if not given and group and variables.starts_servers_on_request(os.environ):
         given = _request(place, num_servers or 1)
     if given and place.store_address:
         addresses, secret = _find(place, range(given)), place.secret
