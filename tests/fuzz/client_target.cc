@@ -70,7 +70,7 @@ class Target {
     call.prefetch = (choice & kPrefetch) != 0;
     const tfdist_span span{fresh.data(), kElements};
     const double begin = fuzz::now();
-    if (choice & kReads) tfdist_client_transfer(client_, 0, 0, 0, &span, 1, &result);
+    if (choice & kReads) tfdist_client_transfer(client_, 0, 0, 0, &span, nullptr, 1, &result);
     tfdist_client_exchange(client_, 0, &call, &result);
     tfdist_client_exchange(client_, 0, &call, &result);
     tfdist_client_pull_rows(client_, 0, 0, indices, 2, rows.data(), &result);
