@@ -16,17 +16,10 @@ from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.errors import AuthenticationError, ConfigurationError
 
 SECRET = b"a secret of the tests"
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to draw certificates with")
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not set(threading.enumerate()) - before
+pytestmark = [
+    pytest.mark.usefixtures("no_thread_is_left"),
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to draw certificates with"),
+]
 
 
 @pytest.fixture

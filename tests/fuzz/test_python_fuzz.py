@@ -1,7 +1,5 @@
 """Hostile bytes on every connection that Python reads: a sample of what `make fuzz` runs for minutes."""
 
-import threading
-import time
 import tracemalloc
 
 import pytest
@@ -12,15 +10,7 @@ from tests.fuzz.targets import TARGETS
 _RUNS = {"handshake": 1500, "tampered_handshake": 150, "frame": 1500, "store": 400, "store_client": 300, "control": 300}
 _MEGABYTES_AT_MOST = 32
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not set(threading.enumerate()) - before
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.mark.parametrize("name", TARGETS)

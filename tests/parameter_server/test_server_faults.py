@@ -1,6 +1,5 @@
 """What can go wrong: one clear error for the worker concerned; the others and the stored parameters are untouched."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 
 from tests.parameter_server.jobs import MODEL, SECONDS, SECRET, Worker, job, push, read, sgd, untouched
 from tests.parameter_server.jobs import SIZE as N
+from tests.parameter_server.processes import children
 from tfdist import errors
 from tfdist.launch import summary
 from tfdist.parameter_server import spawn
@@ -244,7 +244,7 @@ def test_a_server_that_is_killed(transport, prefetch):
         store = client.add_store("model", [sgd("w", (10_000,))], Options())
         store.begin(0, 0)
         push(store, np.ones(10_000), prefetch=prefetch)
-        (pid,) = _children(f"--index\0{1}")
+        (pid,) = children(f"--index\0{1}")
         os.kill(pid, signal.SIGKILL)
         begin = time.monotonic()
         with pytest.raises(
@@ -261,7 +261,7 @@ def test_a_server_that_is_killed(transport, prefetch):
     finally:
         client.close()
         stop()
-    assert not _children("tfdist.parameter_server")
+    assert not children("tfdist.parameter_server")
 
 
 def _await_state(pid, state):
@@ -280,7 +280,7 @@ def test_a_server_that_hangs():
     try:
         store = client.add_store("model", [sgd("w", (8,))], Options())
         store.begin(0, 0)
-        (pid,) = _children("tfdist.parameter_server")
+        (pid,) = children("tfdist.parameter_server")
         os.kill(pid, signal.SIGSTOP)
         _await_state(pid, "T")
         with pytest.raises(errors.CollectiveTimeoutError, match="it did not answer within timeout 0.2 s"):
@@ -319,17 +319,6 @@ def test_a_server_that_cannot_start(monkeypatch):
         errors.RendezvousError, match="Parameter server 0 was expected to start. Received: it ended at once"
     ):
         spawn.start(1, world_size=1, secret=SECRET, host="203.0.113.1", timeout=SECONDS)
-
-
-def _children(mark):
-    """Returns the processes that this one has started whose command line has `mark`."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{name}/cmdline", "rb") as line, open(f"/proc/{name}/stat") as stat:
-                if mark.encode() in line.read() and int(stat.read().rsplit(")", 1)[1].split()[1]) == os.getpid():
-                    found.append(int(name))
-    return found
 
 
 def test_connections_that_have_ended_are_forgotten():
