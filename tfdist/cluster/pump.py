@@ -69,13 +69,12 @@ class Pump:
             poll.poll(None if until is None else _LINGER_SECONDS * 1000)
 
 
-class _Encrypting:
-    """From near to far."""
+class _AbstractDirection:
+    """One of the two ways. What was read and is not written yet is in `_left`; nothing more is read meanwhile."""
 
-    def __init__(self, near, far, tls, incoming, outgoing):
-        self._near, self._far, self._tls, self._incoming, self._outgoing = near, far, tls, incoming, outgoing
+    def __init__(self):
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._left = memoryview(b"")  # encrypted, and not sent
+        self._left = memoryview(b"")
         self._has_ended = False
         self.is_over = False
 
@@ -86,6 +85,14 @@ class _Encrypting:
     @property
     def wants_to_read(self):
         return not (self._left or self._has_ended)
+
+
+class _Encrypting(_AbstractDirection):
+    """From near to far."""
+
+    def __init__(self, near, far, tls, incoming, outgoing):
+        super().__init__()
+        self._near, self._far, self._tls, self._incoming, self._outgoing = near, far, tls, incoming, outgoing
 
     def move(self):
         """Reads and writes what it can without waiting; says whether anything moved."""
@@ -130,25 +137,14 @@ class _Encrypting:
         return True
 
 
-class _Decrypting:
+class _Decrypting(_AbstractDirection):
     """From far to near."""
 
     def __init__(self, near, far, tls, incoming):
+        super().__init__()
         self._near, self._far, self._tls, self._incoming = near, far, tls, incoming
         self._encrypted = memoryview(bytearray(_BUFFER_BYTES))
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._left = self._buffer[:0]
-        self._has_ended = False
         self.discards = False  # nobody takes what comes
-        self.is_over = False
-
-    @property
-    def wants_to_write(self):
-        return len(self._left) > 0
-
-    @property
-    def wants_to_read(self):
-        return not (self._left or self._has_ended)
 
     def move(self):
         """Reads and writes what it can without waiting; says whether anything moved."""

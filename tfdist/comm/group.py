@@ -13,7 +13,7 @@ import numpy as np
 from tfdist.comm import group_options, library
 from tfdist.comm.failures import raise_failure
 from tfdist.comm.plans import Plans
-from tfdist.comm.prepared import PreparedAllReduce, in_place, reducible, text, wire_number
+from tfdist.comm.prepared import PreparedAllReduce, bytes_of, in_place, reducible, text, wire_number
 from tfdist.errors import ConfigurationError, MismatchError
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
@@ -273,7 +273,7 @@ class Group:
         """Returns `root`'s array on every rank; shape and dtype (any of fixed size) must agree. Costs its bytes once."""
         self._check_root(root)
         result = np.array(array, order="C", copy=True)
-        work, dtype = _bytes_of(result)
+        work, dtype = bytes_of(result)
         self._run(
             "broadcast", work, dtype, "sum", f"{name} from rank {root} of {text(result)}", options=(("root", root),)
         )
@@ -306,7 +306,7 @@ class Group:
         allocate = np.zeros if self.is_elastic else np.empty  # nobody fills the rows of a rank that is lost by now
         result = allocate((int(ends[-1]), *array.shape[1:]), array.dtype)
         result[ends[self.rank] : ends[self.rank + 1]] = array
-        work, dtype = _bytes_of(result)
+        work, dtype = bytes_of(result)
         offsets = ends * (work.size // max(int(ends[-1]), 1))
         self._run("all_gather", work, dtype, "sum", description, offsets=offsets)
         return result, ends
@@ -348,7 +348,7 @@ class Group:
                 f"Received: shape={list(array.shape)}. Pad it."
             )
         both = np.concatenate([array, np.empty_like(array)])
-        work, dtype = _bytes_of(both)
+        work, dtype = bytes_of(both)
         self._run("all_to_all", work, dtype, "sum", f"{name} of {text(array)}")
         return both[array.shape[0] :].copy()
 
@@ -493,12 +493,3 @@ class Group:
                 library.core().tfdist_group_close(self.native, None)
                 library.core().tfdist_group_release(self.native)
             self.native = None
-
-
-def _bytes_of(array):
-    """Returns a flat view and the native dtype under which it merely moves."""
-    if array.dtype.hasobject:
-        raise ConfigurationError(
-            f"array is expected to have a dtype of fixed size. Received: dtype={array.dtype}. Encode it as bytes first."
-        )
-    return array.reshape(-1).view(np.uint8), "byte"

@@ -87,6 +87,15 @@ def in_place(array):
     return array.reshape(-1)
 
 
+def bytes_of(array):
+    """Returns a flat view and the native dtype under which it merely moves."""
+    if array.dtype.hasobject:
+        raise ConfigurationError(
+            f"array is expected to have a dtype of fixed size. Received: dtype={array.dtype}. Encode it as bytes first."
+        )
+    return array.reshape(-1).view(np.uint8), "byte"
+
+
 def text(array):
     """Returns e.g. "float32[2, 3]"."""
     return f"{_name(array.dtype)}{list(array.shape)}"

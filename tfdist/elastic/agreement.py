@@ -7,6 +7,7 @@ whatever else fails meanwhile. Who is not in it is out.
 
 import dataclasses
 import json
+import math
 import time
 
 from tfdist.cluster.store.client import StoreTimeoutError
@@ -169,12 +170,12 @@ class Agreement:
 
 def dead_members(store, members):
     """Returns the set of the slots of `members` (slot -> incarnation) that the launcher has seen die."""
-    dead = set()
-    for key in store.keys(DEAD):
-        slot = int(key[len(DEAD) :])
-        if slot in members and int(store.try_get(key) or -1) >= members[slot]:
-            dead.add(slot)
-    return dead
+    return {slot for slot, incarnation in deaths(store).items() if incarnation >= members.get(slot, math.inf)}
+
+
+def deaths(store):
+    """Returns a dict of slot -> the newest incarnation that the launcher has seen die."""
+    return {int(key[len(DEAD) :]): int(incarnation) for key, incarnation in store.items(DEAD).items()}
 
 
 def remaining(members, reports, dead):

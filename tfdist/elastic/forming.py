@@ -14,7 +14,7 @@ from tfdist.comm import mesh, shared_memory, tuning
 from tfdist.comm.group import Group
 from tfdist.comm.group_options import Slots
 from tfdist.comm.plans import Choice
-from tfdist.elastic.agreement import DEAD
+from tfdist.elastic.agreement import deaths
 from tfdist.elastic.membership import FORMED, Membership
 from tfdist.errors import AuthenticationError, RendezvousError
 
@@ -52,7 +52,8 @@ def form(cluster, *, timeout, rendezvous_timeout, algorithm, environ=os.environ)
         if incarnation and (cluster.rank >= initial or store.try_get(FORMED) is not None):
             return _alone(store, cluster, timeout, incarnation, settings)
         formed, generation = _meet(store, cluster, initial, rendezvous_timeout, settings)
-        members = {slot: _incarnation(store, slot) for slot in range(initial)}
+        died = deaths(store)
+        members = {slot: died.get(slot, -1) + 1 for slot in range(initial)}
         options = dict(timeout=timeout, segments=formed.segments, topology=formed.topology, generation=generation)
         try:
             group = Group(cluster.rank, initial, formed.sockets, **options,
@@ -105,11 +106,7 @@ def _has_changed(store, generation):
 
 
 def _deaths(store):
-    return sum(int(store.try_get(key) or -1) + 1 for key in store.keys(DEAD))
-
-
-def _incarnation(store, slot):
-    return int(store.try_get(f"{DEAD}{slot}") or -1) + 1
+    return sum(incarnation + 1 for incarnation in deaths(store).values())
 
 
 def _alone(store, cluster, timeout, incarnation, settings):

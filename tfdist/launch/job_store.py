@@ -120,7 +120,6 @@ class JobStore:
     def _ask(self, prefix):
         try:
             with StoreClient(self.address, self._secret, timeout=_ASK_SECONDS) as store:
-                found = {key: store.try_get(key) for key in store.keys(prefix)}
+                return store.items(prefix)
         except TfdistError:
             return {}
-        return {key: value for key, value in found.items() if value is not None}

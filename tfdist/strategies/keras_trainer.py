@@ -107,7 +107,7 @@ def fit(original, model, *args, **kwargs):
 def _fit(original, model, strategy, call):
     if strategy.elastic is not None:
         return _fit_elastic(original, model, strategy, call)
-    return _fit_with_servers(original, model, strategy, call) if strategy.uses_servers else original(model, **call)
+    return _run_fit(original, model, strategy, call)
 
 
 def _fit_elastic(original, model, strategy, call):
@@ -120,17 +120,14 @@ def _fit_elastic(original, model, strategy, call):
         call["callbacks"] = [keras_elastic.Progress(fit), *callbacks]
     with keras_elastic.fitting(fit):
         try:
-            run = _fit_with_servers if strategy.uses_servers else _fit_plainly
-            return run(original, model, strategy, call)
+            return _run_fit(original, model, strategy, call)
         except keras_elastic.FitIsOver:
             return keras_elastic.made_history(model, keras_elastic.await_history(strategy))
 
 
-def _fit_plainly(original, model, strategy, call):
-    return original(model, **call)
-
-
-def _fit_with_servers(original, model, strategy, call):
+def _run_fit(original, model, strategy, call):
+    if not strategy.uses_servers:
+        return original(model, **call)
     try:
         history = original(model, **call)
     except BaseException:
