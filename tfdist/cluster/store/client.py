@@ -88,12 +88,7 @@ class StoreClient:
 
     def keys(self, prefix=""):
         """Returns the sorted list of the keys that start with `prefix`."""
-        _, listing = self._request({"op": "keys", "key": prefix})
-        try:
-            found = json.loads(listing)
-        except (ValueError, RecursionError):
-            found = None
-        return [self._understood(key, str) for key in self._understood(found, list)]
+        return [self._understood(key, str) for key in self._listing("keys", prefix, list)]
 
     def add(self, key, amount):
         """Adds an int to a counter (0 at first) in one indivisible step, and returns the new value."""
@@ -115,12 +110,13 @@ class StoreClient:
         Returns:
           The new total, an int from 1.
         """
-        return self._request({"op": "take", "key": key, "record": record, "most": int(most)}, bytes(value))[0]["total"]
+        header = {"op": "take", "key": key, "record": record, "most": int(most)}
+        return self._understood(self._request(header, bytes(value))[0].get("total"), int)
 
     def items(self, prefix):
         """Returns a dict of the keys that start with `prefix` and their values, as they were at one moment."""
-        listing = json.loads(self._request({"op": "items", "key": prefix})[1])
-        return {key: value.encode("latin-1") for key, value in listing.items()}
+        listing = self._listing("items", prefix, dict)
+        return {key: self._understood(value, str).encode("latin-1") for key, value in listing.items()}
 
     def delete(self, key):
         """Forgets a key. Returns whether it was set."""
@@ -140,6 +136,15 @@ class StoreClient:
 
     def __exit__(self, *_):
         self.close()
+
+    def _listing(self, operation, prefix, kind):
+        """Asks for JSON of a kind."""
+        _, listing = self._request({"op": operation, "key": prefix})
+        try:
+            found = json.loads(listing)
+        except (ValueError, RecursionError):
+            found = None
+        return self._understood(found, kind)
 
     def _understood(self, value, kind):
         if not isinstance(value, kind):
