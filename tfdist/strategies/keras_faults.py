@@ -29,8 +29,11 @@ class Faults(keras.callbacks.Callback):
         step = int(self.model.optimizer.iterations)
         faults.reach("step", step)
         for phase, point in _POINTS.items():
-            if self._group.is_elastic and faults.take(phase, step):
-                library.core().tfdist_group_set_fault(self._group.native, point, step, signal.SIGKILL)
+            for fault in faults.take(phase, step) if self._group.is_elastic else ():
+                if fault.kind == "kill":
+                    library.core().tfdist_group_set_fault(self._group.native, point, step, signal.SIGKILL)
+                else:  # the native core knows nobody who would wake it again
+                    faults.perform(fault)
 
     def on_train_batch_end(self, batch, logs=None):
         faults.reach("step_end", int(self.model.optimizer.iterations) - 1)
