@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from tfdist.cluster.lives import DEAD
 from tfdist.cluster.store import StoreClient, StoreServer
 from tfdist.elastic.agreement import (
-    DEAD,
     Agreement,
     Decision,
     Report,

@@ -15,6 +15,7 @@ holds the newest incarnation that is lost, `elastic/excluded/<rank>` that which 
 
 import threading
 
+from tfdist.cluster import lives
 from tfdist.cluster.store import StoreClient
 from tfdist.data.holders import Holder, Members
 from tfdist.data.leased_epoch import LeasedEpoch
@@ -74,12 +75,11 @@ class Leases:
 
     def members(self):
         """Returns the `Members` of now."""
-        dead, excluded, joined = map(self._incarnations, ("elastic/dead/", "elastic/excluded/", "elastic/joined/"))
+        dead, excluded, joined = (
+            lives.incarnations(self.client().items(prefix)) for prefix in (lives.DEAD, lives.EXCLUDED, lives.JOINED)
+        )
         lost = {rank: max(dead.get(rank, -1), excluded.get(rank, -1)) for rank in dead | excluded}
         return Members(lost, joined, self._num_initial)
-
-    def _incarnations(self, prefix):
-        return {int(key.removeprefix(prefix)): int(value) for key, value in self.client().items(prefix).items()}
 
     def close(self):
         """Leaves every epoch and closes the connections."""

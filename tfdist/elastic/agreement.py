@@ -10,9 +10,9 @@ import json
 import math
 import time
 
+from tfdist.cluster import lives
 from tfdist.cluster.store.client import StoreTimeoutError
 
-DEAD = "elastic/dead/"  # + slot: the incarnation that the launcher has seen die
 _LOOK_SECONDS = 0.05
 
 
@@ -175,7 +175,7 @@ def dead_members(store, members):
 
 def deaths(store):
     """Returns a dict of slot -> the newest incarnation that the launcher has seen die."""
-    return {int(key[len(DEAD) :]): int(incarnation) for key, incarnation in store.items(DEAD).items()}
+    return lives.incarnations(store.items(lives.DEAD))
 
 
 def remaining(members, reports, dead):

@@ -15,13 +15,14 @@ import time
 
 from absl import logging
 
+from tfdist.cluster.lives import EXCLUDED, JOINED, OVER
 from tfdist.cluster.store import StoreClient
 from tfdist.cluster.store.client import StoreTimeoutError
 from tfdist.comm import library, mesh, shared_memory
 from tfdist.elastic.agreement import Agreement, Decision, Report, dead_members
 from tfdist.errors import AuthenticationError, RendezvousError, TfdistError
 
-JOINS, OVER, JOINED, FORMED = "elastic/joins", "elastic/over", "elastic/joined/", "elastic/formed"
+JOINS, FORMED = "elastic/joins", "elastic/formed"
 _JOIN_FLAG = 0
 _CONNECT_SECONDS = 5.0
 _AGREE_SECONDS = 60.0
@@ -199,7 +200,7 @@ class Membership:
                 report.committed.clear()
             decision = agreement.agree(report)
             for slot in self.members.keys() - decision.members.keys():  # if it has stopped, the launcher ends it
-                store.set(f"elastic/excluded/{slot}", str(self.members[slot]).encode())
+                store.set(f"{EXCLUDED}{slot}", str(self.members[slot]).encode())
             if decision.error:
                 self._give_up(decision.error, below_minimum=True)
                 return ()

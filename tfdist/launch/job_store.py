@@ -2,7 +2,7 @@
 
 import time
 
-from tfdist.cluster import variables
+from tfdist.cluster import lives, variables
 from tfdist.cluster.address import parse_address
 from tfdist.cluster.server import ADDRESS_KEY, MOST_SERVERS, REQUEST_KEY, SUMMARY_KEY
 from tfdist.cluster.store import StoreClient, StoreServer
@@ -10,10 +10,6 @@ from tfdist.errors import TfdistError
 from tfdist.launch import nodes, report, summary
 
 _ENDED = "launch/ended/"  # + the node's rank, set when its workers have ended
-_DEAD = "elastic/dead/"  # + rank: the incarnation of the worker that was lost
-_EXCLUDED = "elastic/excluded/"  # + rank: the incarnation that the others go on without, set by one of them
-_JOINED = "elastic/joined/"  # + rank: the incarnation that has become a member, set by the worker
-_OVER = "elastic/over"  # set by a worker when the job has ended well
 _ASK_SECONDS = 0.3
 _TELL_SECONDS = 5.0
 _OTHER_NODES_SECONDS = 600.0
@@ -49,19 +45,19 @@ class JobStore:
 
     def tell_lost(self, rank, incarnation):
         """Tells the other workers that one was lost."""
-        self.set(f"{_DEAD}{rank}", str(incarnation).encode())
+        self.set(f"{lives.DEAD}{rank}", str(incarnation).encode())
 
     def joined(self):
         """Returns {rank: incarnation} of the workers that have become members."""
-        return self._incarnations(_JOINED)
+        return lives.incarnations(self.items(lives.JOINED))
 
     def excluded(self):
         """Returns {rank: incarnation} of the workers that the others go on without."""
-        return self._incarnations(_EXCLUDED)
+        return lives.incarnations(self.items(lives.EXCLUDED))
 
     def is_over(self):
         """Returns whether a worker has told that the job has ended well."""
-        return bool(self.items(_OVER))
+        return bool(self.items(lives.OVER))
 
     def server_address(self, index):
         """Returns what a server has told of where it listens, bytes, or None."""
@@ -112,10 +108,6 @@ class JobStore:
         else:
             items = self._ask(prefix)
         return {key[len(prefix) :]: value for key, value in items.items()}
-
-    def _incarnations(self, prefix):
-        told = self.items(prefix)
-        return {int(rank): int(value) for rank, value in told.items() if rank.isdecimal() and value.isdigit()}
 
     def _ask(self, prefix):
         try:

@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from tfdist.cluster.lives import OVER
 from tfdist.cluster.store.client import StoreTimeoutError
-from tfdist.elastic.membership import OVER
 from tfdist.strategies.keras_handover import HandOver, plain
 
 POSITION, HISTORY = "elastic/position", "elastic/history/"
