@@ -74,7 +74,7 @@ class Target {
     tfdist_client_exchange(client_, 0, &call, &result);
     tfdist_client_exchange(client_, 0, &call, &result);
     tfdist_client_pull_rows(client_, 0, 0, indices, 2, rows.data(), &result);
-    tfdist_client_flush(client_, 0, &result);
+    tfdist_client_flush(client_, 0, nullptr, 0, &result);
     if (fuzz::now() - begin > kSecondsAtMost) fuzz::die("the server has gone, and the worker still waits");
     if (std::memchr(result.text, 0, sizeof(result.text)) == nullptr) fuzz::die("a text without an end");
   }

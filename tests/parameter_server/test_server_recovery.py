@@ -66,6 +66,15 @@ def kill(server):
         time.sleep(0.01)
 
 
+def await_updates(workers, store, server, count):
+    """Waits until a server has seen so many more updates."""
+    before = store.summaries()[server]["updates"]
+    while store.summaries()[server]["updates"] < before + count:
+        for worker in workers:
+            assert worker.is_alive(), worker.result()
+        time.sleep(0.01)
+
+
 class Counting:
     """A worker that adds ones, and tells the servers what they sent it last."""
 
@@ -93,7 +102,7 @@ class Counting:
 def train(counting, steps_at_least, ends):
     while counting.pushes < steps_at_least or not ends():
         counting.step()
-    counting.store.flush()
+    counting.store.flush(counting.current)
     counting.store.set_active(False)
     return counting.pushes
 
@@ -105,9 +114,7 @@ def test_a_killed_server_goes_on_with_what_the_workers_have(transport, prefetch)
         workers = [Worker(train, Counting(s, prefetch=prefetch), 5, lambda: over) for s in stores]
         for server in (0, 1, 0):
             kill(server)
-            before = stores[0].summaries()[0]["updates"]
-            while stores[0].summaries()[0]["updates"] < before + 10:
-                time.sleep(0.01)
+            await_updates(workers, stores[0], 0, 10)
         over.append(True)
         total = sum(worker.result() for worker in workers)
         w, v = read(stores[0])
@@ -121,9 +128,7 @@ def count_through_kills(stores, kills, rows=None):
     workers = [Worker(train, Counting(store, rows), 5, lambda: over) for store in stores]
     for server in kills:
         kill(server)
-        before = stores[0].summaries()[server]["updates"]
-        while stores[0].summaries()[server]["updates"] < before + 3 * len(stores):
-            time.sleep(0.01)
+        await_updates(workers, stores[0], server, 3 * len(stores))
     over.append(True)
     total = sum(worker.result() for worker in workers)
     return total, read(stores[0])
@@ -156,9 +161,7 @@ def test_a_step_of_all_workers_is_done_once(transport, replicas):
         workers = [Worker(in_step, counting, last) for counting in counters]
         for server in (0, 1):
             kill(server)
-            before = stores[0].summaries()[server]["updates"]
-            while stores[0].summaries()[server]["updates"] < before + 5:
-                time.sleep(0.01)
+            await_updates(workers, stores[0], server, 5)
         last.append(counters[0].pushes + 5)  # the other one is at most a step ahead
         for worker in workers:
             w, v = worker.result()

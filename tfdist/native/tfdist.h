@@ -393,8 +393,9 @@ typedef struct tfdist_client tfdist_client;
 TFDIST_EXPORT tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const char* const* addresses,
                                                   const int32_t* sockets, double timeout_seconds);
 /* Calls wait up to `seconds` for a server that is lost to be connected again. That is somebody else's task: `wake`, a
- * descriptor of a pipe, is written the server's number (a byte) when its connection breaks; not owned. */
-TFDIST_EXPORT void tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake);
+ * descriptor of a pipe, is written the server's number (a byte) when its connection breaks; not owned. TFDIST_INVALID:
+ * this process has no descriptors left. */
+TFDIST_EXPORT int32_t tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake);
 /* Whether its connection broke, and it was not connected again. */
 TFDIST_EXPORT int32_t tfdist_client_is_lost(tfdist_client* client, int32_t server);
 /* `sockets`: two, as at creation; `numbers`: of the `num_stores` first stores there. */
@@ -412,8 +413,9 @@ TFDIST_EXPORT void tfdist_client_begin_generation(tfdist_client* client, int32_t
 /* All of these block, at most for the time-out, and return TFDIST_OK or a tfdist_code. */
 TFDIST_EXPORT int32_t tfdist_client_exchange(tfdist_client* client, int32_t store, const tfdist_exchange* call,
                                              tfdist_exchange_result* result);
-TFDIST_EXPORT int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchange_result* result);
-/* `current`: of a reading, what this worker was sent last, for a server that has lost it; or NULL. */
+/* `current`: what this worker was sent last, for a server that has lost it; or NULL. Of a transfer, if it is a reading. */
+TFDIST_EXPORT int32_t tfdist_client_flush(tfdist_client* client, int32_t store, const tfdist_span* current,
+                                          int32_t num_spans, tfdist_exchange_result* result);
 TFDIST_EXPORT int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot,
                                              const tfdist_span* spans, const tfdist_span* current, int32_t num_spans,
                                              tfdist_exchange_result* result);

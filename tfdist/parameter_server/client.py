@@ -128,7 +128,10 @@ class Client:
         if recovery:
             arguments = (recovery, len(self.addresses), self._reconnect, self._is_lost, lambda: list(self._controls))
             self._reconnector = recovering.Reconnector(*arguments)
-            library.core().tfdist_client_recover(self._native, recovery.seconds, self._reconnector.wake)
+            if library.core().tfdist_client_recover(self._native, recovery.seconds, self._reconnector.wake):
+                raise errors.TransportError(
+                    f"A pipe could not be opened on rank {rank}: too many files are open. See `ulimit -n`."
+                )
             self._reconnector.start()
         if replicas == 2:
             self._add_mirror(addresses, timeout, transport, recovery or False)

@@ -233,10 +233,11 @@ class ClientStore:
         self._checked(library.core().tfdist_client_pull_rows(self._client.native, *arguments), result)
         return rows
 
-    def flush(self):
-        """Waits until the servers have applied everything that this worker has pushed."""
-        result = library.Result()
-        return self._checked(library.core().tfdist_client_flush(self._client.native, self.id, result), result)
+    def flush(self, current=None):
+        """Waits until the servers have applied everything that this worker has pushed. `current`: see `exchange`."""
+        known, result = None if current is None else self._spans(current), library.Result()
+        arguments = (self._client.native, self.id, known, len(self.tensors), result)
+        return self._checked(library.core().tfdist_client_flush(*arguments), result)
 
     def set_active(self, is_active):
         """Says whether the others should count on this worker's pushes."""

@@ -209,7 +209,7 @@ _SIGNATURES = {
     "tfdist_server_hold_host": (None, [_SERVER, _INT, _INT]),
     "tfdist_server_record": (None, [_SERVER, _INT, _INT, ctypes.POINTER(WorkerRecord), ctypes.POINTER(_LONG), _INT]),
     "tfdist_client_create": (_CLIENT, [_INT, _INT, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(_INT), _REAL]),
-    "tfdist_client_recover": (None, [_CLIENT, _REAL, _INT]),
+    "tfdist_client_recover": (_INT, [_CLIENT, _REAL, _INT]),
     "tfdist_client_reconnect": (None, [_CLIENT, _INT, ctypes.POINTER(_INT), ctypes.POINTER(_INT), _INT]),
     "tfdist_client_is_lost": (_INT, [_CLIENT, _INT]),
     "tfdist_client_set_mirror": (None, [_CLIENT, _CLIENT]),
@@ -219,7 +219,7 @@ _SIGNATURES = {
     "tfdist_client_add_store": (_INT, [_CLIENT, ctypes.POINTER(ClientStore)]),
     "tfdist_client_begin_generation": (None, [_CLIENT, _INT, ctypes.c_uint64, _LONG]),
     "tfdist_client_exchange": (_INT, [_CLIENT, _INT, ctypes.POINTER(Exchange), _RESULT]),
-    "tfdist_client_flush": (_INT, [_CLIENT, _INT, _RESULT]),
+    "tfdist_client_flush": (_INT, [_CLIENT, _INT, ctypes.POINTER(Span), _INT, _RESULT]),
     "tfdist_client_transfer": (
         _INT,
         [_CLIENT, _INT, _INT, _INT, ctypes.POINTER(Span), ctypes.POINTER(Span), _INT, _RESULT],

@@ -178,7 +178,7 @@ def fetch_for_saving(strategy, model):
         return
     for known in strategy.known_optimizers(getattr(model, "optimizer", None)):
         if not known.is_paused:
-            known.store.flush()
+            known.flush()
             known.fetch_parameters()
         if not (known.is_paused and getattr(model.optimizer, "use_ema", False)):
             known.fetch_state()

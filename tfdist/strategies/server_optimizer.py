@@ -39,6 +39,7 @@ class ServerOptimizer:
         self._clips = self._rule is not None or not strategy.is_in_step
         self._mirrored = hosting.scalars_of(optimizer) if self._rule is None else []
         self._generation = 0
+        self._epoch = None  # of the client's connections, when the parameters were fetched
         self.is_paused = False
         self._positions = {id(v): i for i, v in enumerate(self.variables)}
         self._values = [*self.variables, *self._statistics]
@@ -71,7 +72,7 @@ class ServerOptimizer:
     def begin(self):
         """Makes the chief's parameters and optimizer state those of the servers, and of all workers."""
         strategy = self._strategy
-        self.store.flush()
+        self.flush()
         self._generation += 1
         iterations = int(strategy.share_bytes(str(int(self._core._iterations.numpy())).encode()))
         if strategy.is_chief:
@@ -101,9 +102,26 @@ class ServerOptimizer:
 
     def pause(self):
         """Waits until this worker's pushes are applied; nobody waits for further ones."""
-        self.store.flush()
-        self.store.set_active(False)
+        client = self._strategy.client
+        self.flush()
+        while True:
+            epoch = client.epoch
+            if epoch != self._epoch:  # a server that was lost is to hear of the last pushes before nobody asks for them
+                self.fetch_parameters()
+            self.store.set_active(False)
+            if epoch == client.epoch:
+                break
         self.is_paused = True
+
+    def flush(self):
+        """Waits until the servers have applied everything that this worker has pushed."""
+        self.store.flush(self._sent())
+
+    def _sent(self):
+        """What the servers sent last, in case that one of them is lost and another one takes its place."""
+        if not self._strategy.client.recovers:
+            return None
+        return [np.asarray(_array(v), order="C") for v in self._values] + self._mirror()
 
     def resign(self):
         """Tells the servers not to count on this worker any more; never fails."""
@@ -121,10 +139,8 @@ class ServerOptimizer:
         """Makes the model's variables those of the servers."""
         arrays = [np.empty(tuple(v.shape), _dtype(v)) for v in self._values]
         mirror = [np.empty(len(self._mirrored))] if self._mirrored else []
-        sent = None  # what the servers sent last, in case that one has lost it
-        if self._strategy.client.recovers:
-            sent = [np.asarray(_array(v), order="C") for v in self._values] + self._mirror()
-        updates = self.store.read(0, [*arrays, *mirror], sent)
+        self._epoch = self._strategy.client.epoch
+        updates = self.store.read(0, [*arrays, *mirror], self._sent())
         for variable, array in zip(self._values, arrays):
             variable.assign(array)
         self._core._iterations.assign(updates)

@@ -157,7 +157,9 @@ tfdist_client* tfdist_client_create(int32_t rank, int32_t num_servers, const cha
   }
 }
 
-void tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake) { client->client.recover(seconds, wake); }
+int32_t tfdist_client_recover(tfdist_client* client, double seconds, int32_t wake) {
+  return client->client.recover(seconds, wake) ? TFDIST_OK : TFDIST_INVALID;
+}
 
 int32_t tfdist_client_is_lost(tfdist_client* client, int32_t server) { return client->client.is_lost(server); }
 
@@ -195,8 +197,9 @@ int32_t tfdist_client_exchange(tfdist_client* client, int32_t store, const tfdis
   return guarded(result, [&] { return client->client.exchange(store, *call, result); });
 }
 
-int32_t tfdist_client_flush(tfdist_client* client, int32_t store, tfdist_exchange_result* result) {
-  return guarded(result, [&] { return client->client.flush(store, result); });
+int32_t tfdist_client_flush(tfdist_client* client, int32_t store, const tfdist_span* current, int32_t num_spans,
+                            tfdist_exchange_result* result) {
+  return guarded(result, [&] { return client->client.flush(store, current, num_spans, result); });
 }
 
 int32_t tfdist_client_transfer(tfdist_client* client, int32_t store, int32_t writes, int32_t slot,

@@ -23,6 +23,7 @@ class Channel {
   Result send(iovec* parts, int count);  // changes `parts`
   Result receive(void* target, size_t bytes);
   Result await();  // for as long as it takes, until there is something to receive
+  int descriptor() const { return descriptor_; }
   void shut_down();  // wakes whoever blocks here, for good
 
   // Bytes that went by shared memory instead count as well.

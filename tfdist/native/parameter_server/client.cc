@@ -20,6 +20,21 @@ std::vector<int32_t> selection(const tfdist_exchange& call) {
   return tensors;
 }
 
+// `spans` are read or written; `current`: null, or what this worker has of the same tensors.
+tfdist_exchange of_spans(const tfdist_span* spans, const tfdist_span* current, int num_spans,
+                         std::vector<tfdist_exchange_dense>* dense) {
+  for (int i = 0; i < num_spans; ++i) {
+    void* data = spans == nullptr ? nullptr : spans[i].data;
+    if (spans != nullptr && data == nullptr) continue;
+    dense->push_back({i, 0, data, current == nullptr ? nullptr : current[i].data, data});
+  }
+  tfdist_exchange call{};
+  call.dense = dense->data();
+  call.num_dense = static_cast<int32_t>(dense->size());
+  call.offers = current != nullptr;
+  return call;
+}
+
 }  // namespace
 
 int code_of(Channel* channel, Channel::Result result) {
@@ -144,8 +159,8 @@ int Client::ask(Store* store, size_t server, RequestKind kind, int slot, const t
   if (recovers(*store) && call != nullptr && (is_prefetch || (is_mirrored && side.is_shared))) keep(&side);
   int code = address(store, server, false);
   if (code == TFDIST_OK && (side.is_shared || !is_prefetch)) code = send(&side);
-  side.is_unsent = code == TFDIST_SERVER_LOST && recovers(*store);
-  if (side.is_unsent || code != TFDIST_OK || side.is_shared || !is_prefetch) return side.is_unsent ? TFDIST_OK : code;
+  if (code == TFDIST_SERVER_LOST && await_return(*store, &side, server)) return TFDIST_OK;
+  if (code != TFDIST_OK || side.is_shared || !is_prefetch) return code;
   side.pending = std::async(std::launch::async, [this, store, &side] {
     int sent = send(&side);
     if (sent == TFDIST_OK) sent = receive_header(&side, side.channel.get());
@@ -184,13 +199,11 @@ int Client::receive_header(Side* side, Channel* channel) {
 int Client::receive_pieces(Store* store, Side* side, bool to_window) {
   Channel* channel = side->channel.get();
   const bool is_stamped = (side->header.flags & kStamped) != 0;
-  Stamp stamp(stamp_words(store->num_workers));
+  const size_t words = stamp_words(store->num_workers);
   uint64_t reach = 0;
   size_t next = 0;  // whose stamp follows
   const auto receive_stamp = [&](const Piece& piece) {
-    const int code = code_of(channel, channel->receive(stamp.data(), stamp.size() * sizeof(uint64_t)));
-    if (code == TFDIST_OK) take_stamp(side, piece, stamp, to_window);
-    return code;
+    return code_of(channel, channel->receive(side->arrived.data() + piece.shard * words, words * sizeof(uint64_t)));
   };
   const auto reach_to = [&](size_t end) {
     int code = TFDIST_OK;
@@ -208,7 +221,8 @@ int Client::receive_pieces(Store* store, Side* side, bool to_window) {
     char* window = side->window.data() + piece.offset;
     int code = TFDIST_OK;
     if (!side->is_shared) {
-      if (piece.state == Piece::State::kHere) piece.state = Piece::State::kSpent;  // until it is whole again
+      const bool is_overwritten = piece.state == Piece::State::kHere || (!to_window && piece.fresh == piece.current);
+      if (is_overwritten) piece.state = Piece::State::kSpent;  // until it is whole again
       code = code_of(channel, channel->receive(to_window ? window : piece.fresh, piece.bytes));
       if (code == TFDIST_OK && is_stamped && piece.bytes > 0) code = receive_stamp(piece);
     } else {
@@ -217,25 +231,35 @@ int Client::receive_pieces(Store* store, Side* side, bool to_window) {
     }
     if (code != TFDIST_OK) return code;
     piece.state = Piece::State::kHere;
+    if (is_stamped && !to_window) promote_stamp(side, piece, words);
   }
   return side->is_shared ? reach_to(side->reply.dense_bytes) : TFDIST_OK;
 }
 
-// Every server that was asked is listened to, even if another has failed: the next answer must be the next one's.
-void Client::receive_all(Store* store, bool is_of_parameters, const tfdist_exchange* call, Failure* failure) {
-  for (size_t server = 0; server < store->sides.size(); ++server) {
+// Every server that was asked is listened to, even if another has failed: the next answer must be the next one's. The one
+// that answers may wait for other workers, and these for what this worker has to tell one that was lost: so whoever is
+// ready is served first.
+void Client::receive_all(Store* store, Target target, const tfdist_exchange* call, Failure* failure) {
+  const bool to_window = target == Target::kWindow;
+  size_t server = 0;
+  int code = TFDIST_OK;
+  while (next_to_serve(store, &server, &code)) {
     Side& side = store->sides[server];
-    if (!side.is_asked) continue;
-    side.is_asked = false;
-    int code = side.is_unsent ? TFDIST_SERVER_LOST : receive_header(&side, side.channel.get());
-    if (code == TFDIST_OK) code = receive_pieces(store, &side, false);
-    if (code == TFDIST_SERVER_LOST) code = redo(store, server, false, call);
-    failure->add(code, server, side);
-    if (code == TFDIST_OK) side.last = side.reply;
-    if (code == TFDIST_OK && is_of_parameters) {
-      side.updates = side.reply.updates;
-      side.store_stamp = side.arrived_store_stamp;
+    if (code == TFDIST_OK && side.is_unsent) {
+      code = resume(store, server, to_window, call);
+      if (code == TFDIST_OK) continue;
+    } else if (code == TFDIST_OK) {
+      code = receive_header(&side, side.channel.get());
+      if (code == TFDIST_OK) code = receive_pieces(store, &side, to_window);
     }
+    if (code == TFDIST_SERVER_LOST && await_return(*store, &side, server)) continue;
+    side.is_asked = side.is_unsent = false;
+    failure->add(code, server, side);
+    if (code != TFDIST_OK) continue;
+    side.last = side.reply;
+    if (target != Target::kModel) continue;
+    side.updates = side.reply.updates;
+    side.store_stamp = side.arrived_store_stamp;
   }
 }
 
@@ -291,19 +315,14 @@ Client::Failure Client::settle(Store* store, const tfdist_exchange* call) {
   store->late = Failure{};
   for (size_t server = 0; server < store->sides.size(); ++server) {
     Side& side = store->sides[server];
-    if (!side.is_asked) continue;
+    if (!side.pending.valid()) continue;
+    const int code = side.pending.get();
+    if (code == TFDIST_SERVER_LOST && await_return(*store, &side, server)) continue;
     side.is_asked = false;
-    int code = side.is_unsent ? TFDIST_SERVER_LOST : TFDIST_OK;
-    if (side.pending.valid()) {
-      code = side.pending.get();
-    } else if (code == TFDIST_OK) {
-      code = receive_header(&side, side.channel.get());
-      if (code == TFDIST_OK) code = receive_pieces(store, &side, true);
-    }
-    if (code == TFDIST_SERVER_LOST) code = redo(store, server, true, call);
-    if (code == TFDIST_OK) side.last = side.reply;
     failure.add(code, server, side);
+    if (code == TFDIST_OK) side.last = side.reply;
   }
+  receive_all(store, Target::kWindow, call, &failure);
   if (!failure.is_none()) store->is_in_flight = false;
   return failure;
 }
@@ -370,20 +389,28 @@ int Client::exchange(int index, const tfdist_exchange& call, tfdist_exchange_res
   tfdist_exchange sent = call;
   if (is_bad) sent.weight = 0;
   const bool pushes = call.is_pushed && !(is_bad && !call.is_synchronous);
-  if (mirror_ != nullptr) mirror_->start(index, sent, pushes, &failure);
+  std::unique_lock<std::mutex> mirror_lock;
+  std::future<Failure> mirrored;
+  if (mirror_ != nullptr) {
+    mirror_lock = std::unique_lock<std::mutex>(mirror_->mutex_);
+    mirror_->start(index, sent, pushes, &failure);
+    mirrored = mirror_->listen(index);
+  }
   ask_all(store, RequestKind::kExchange, 0, &sent, &failure);
-  if (!call.prefetch) receive_all(store, true, &sent, &failure);
-  if (mirror_ != nullptr) mirror_->finish(index, &failure);
+  if (!call.prefetch) receive_all(store, Target::kModel, &sent, &failure);
+  if (mirrored.valid()) failure.take(mirrored.get());
   if (call.prefetch && failure.is_none()) leave_in_flight(store, std::move(chosen), swaps);
   const int code = conclude(*store, failure, result);
   result->is_skipped = is_bad;
   return code;
 }
 
-int Client::flush(int index, tfdist_exchange_result* result) {
+int Client::flush(int index, const tfdist_span* current, int num_spans, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  const Failure failure = settle(store, nullptr);
+  std::vector<tfdist_exchange_dense> dense;
+  const tfdist_exchange known = of_spans(nullptr, current, num_spans, &dense);
+  const Failure failure = settle(store, &known);
   store->is_in_flight = false;
   return conclude(*store, failure, result);
 }
@@ -392,23 +419,15 @@ int Client::transfer(int index, bool writes, int slot, const tfdist_span* spans,
                      int num_spans, tfdist_exchange_result* result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Store* store = find(index);
-  Failure failure = settle_all(store, nullptr);
+  std::vector<tfdist_exchange_dense> dense;
+  const tfdist_exchange call = of_spans(spans, current, num_spans, &dense);
+  Failure failure = settle_all(store, &call);
   if (!failure.is_none()) return conclude(*store, failure, result);
   store->is_in_flight = false;
-  std::vector<tfdist_exchange_dense> dense;
-  for (int i = 0; i < num_spans; ++i) {
-    if (spans[i].data == nullptr) continue;
-    const void* known = current == nullptr ? nullptr : current[i].data;
-    dense.push_back({i, 0, writes ? spans[i].data : nullptr, known, writes ? nullptr : spans[i].data});
-  }
-  tfdist_exchange call{};
-  call.dense = dense.data();
-  call.num_dense = static_cast<int32_t>(dense.size());
-  call.offers = current != nullptr;
   lay_out(store, call, writes ? kPush : kPull);
   if (writes) fill_all(*store, call, false);
   ask_all(store, writes ? RequestKind::kWrite : RequestKind::kRead, slot, nullptr, &failure);
-  receive_all(store, slot == 0 && !writes, nullptr, &failure);
+  receive_all(store, slot == 0 && !writes ? Target::kModel : Target::kCaller, nullptr, &failure);
   return conclude(*store, failure, result);
 }
 
@@ -420,7 +439,7 @@ void Client::close() {
       link.data->shut_down();
       link.rows->shut_down();
     }
-    links_changed_.notify_all();
+    tell_of_links();
   }
   std::lock_guard<std::mutex> lock(mutex_);
   for (auto& store : stores_) {

@@ -3,6 +3,7 @@
 #define TFDIST_PARAMETER_SERVER_CLIENT_H_
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <future>
@@ -58,13 +59,13 @@ class Client {
  public:
   // Two sockets a server, owned from here on: one for gradients and parameters, one to ask for rows meanwhile.
   Client(int rank, int num_servers, const char* const* addresses, const int* sockets, double timeout_seconds);
-  ~Client() { close(); }
+  ~Client();
 
   int add_store(const tfdist_client_store& description);
   void begin_generation(int store, uint64_t generation, int64_t updates);
   int exchange(int store, const tfdist_exchange& call, tfdist_exchange_result* result);
   // Waits for the answer to the last push, which nobody has asked for yet.
-  int flush(int store, tfdist_exchange_result* result);
+  int flush(int store, const tfdist_span* current, int num_spans, tfdist_exchange_result* result);
   // Reads (or writes) array `slot` of `num_spans` tensors; spans whose data is null are left out.
   int transfer(int store, bool writes, int slot, const tfdist_span* spans, const tfdist_span* current, int num_spans,
                tfdist_exchange_result* result);
@@ -73,7 +74,7 @@ class Client {
   void close();
 
   // See tfdist.h.
-  void recover(double seconds, int wake);
+  bool recover(double seconds, int wake);
   void reconnect(int server, const int* sockets, const int32_t* numbers, int num_stores);
   bool is_lost(int server);
   void set_mirror(Client* mirror);
@@ -104,7 +105,8 @@ class Client {
     std::string text;
     std::future<int> pending;  // reads the answer into the window, where memory is not shared
     bool is_asked = false;
-    bool is_unsent = false;  // the connection broke while it was asked
+    bool is_unsent = false;  // the connection broke: it is to be asked again once there is another, until `return_by`
+    std::chrono::steady_clock::time_point return_by;
 
     // What is known of the parameters that this worker uses, and of those that lie in the window.
     size_t num_shards = 0;
@@ -122,7 +124,12 @@ class Client {
     void add(int another, size_t at, const Side& side) {
       if (is_none() && another != TFDIST_OK) *this = {another, at, side.text};
     }
+    void take(Failure another) {
+      if (is_none()) *this = std::move(another);
+    }
   };
+  // Of answers: the caller's memory, which the model is then made of or not, or the windows.
+  enum class Target { kModel, kCaller, kWindow };
   struct Store {
     std::vector<ClientTensor> tensors;
     std::vector<Side> sides;  // one a server
@@ -140,16 +147,19 @@ class Client {
   std::shared_ptr<Channel> row_channel(size_t server, uint64_t* epoch, uint32_t* number, size_t store);
   void report(size_t server, uint64_t epoch);       // its connection is broken
   bool await_link(size_t server, uint64_t epoch);   // until there is a newer one
-  int redo(Store* store, size_t server, bool to_window, const tfdist_exchange* call);
+  void tell_of_links();                             // to whoever waits for one
+  bool await_return(const Store& store, Side* side, size_t server);
+  bool next_to_serve(Store* store, size_t* server, int* code);
+  int resume(Store* store, size_t server, bool to_window, const tfdist_exchange* call);
   int offer(Store* store, size_t server, bool to_window);
   static void keep(Side* side);
   static void refill(Side* side);
   static void rebind(Side* side, const tfdist_exchange* call);
-  static void take_stamp(Side* side, const Piece& piece, const Stamp& stamp, bool to_window);
+  static void promote_stamp(Side* side, const Piece& piece, size_t words);
   static void promote_stamps(Store* store);  // what lay in the windows is what this worker uses
   static bool pushes_dense(const Side& side, const Piece& piece);
   void start(int store, const tfdist_exchange& call, bool pushes, Failure* failure);
-  void finish(int store, Failure* failure);
+  std::future<Failure> listen(int store);
   void ask_for_rows(const Store& store, const ClientTensor& tensor, const Wanted& wanted, Failure* failure);
   void receive_rows(const ClientTensor& tensor, const Wanted& wanted, char* target, Failure* failure);
   void lay_out(Store* store, const tfdist_exchange& call, uint16_t flags);
@@ -162,8 +172,9 @@ class Client {
   int misunderstood(Side* side, Channel* channel);
   int receive_header(Side* side, Channel* channel);
   int receive_pieces(Store* store, Side* side, bool to_window);
-  void receive_all(Store* store, bool is_of_parameters, const tfdist_exchange* call, Failure* failure);
-  // Reads all answers that are under way into the windows. `call`: null, or what this worker has now.
+  // `call`: null, or what this worker has now.
+  void receive_all(Store* store, Target target, const tfdist_exchange* call, Failure* failure);
+  // Reads all answers that are under way into the windows.
   Failure settle(Store* store, const tfdist_exchange* call);
   Failure settle_all(Store* store, const tfdist_exchange* call);  // those of other stores too: they come on the same connections
   void leave_in_flight(Store* store, std::vector<int32_t> chosen, bool swaps);
@@ -184,6 +195,7 @@ class Client {
   std::vector<Side> row_sides_;
   double recovery_seconds_ = 0;
   int wake_ = -1;
+  int returned_[2] = {-1, -1};  // a pipe: wakes whoever waits for answers and for a new connection at once
   Client* mirror_ = nullptr;
   bool is_mirror_ = false;
   std::mutex links_mutex_;  // guards what follows

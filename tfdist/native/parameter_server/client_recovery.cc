@@ -1,5 +1,7 @@
 // What a worker does when a server is lost: it waits for it to come back, says what it has of its parameters, and sends what
 // was under way once more. The server applies nothing twice.
+#include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,10 +11,39 @@
 #include "parameter_server/client.h"
 
 namespace tfdist {
+namespace {
 
-void Client::recover(double seconds, int wake) {
+using Clock = std::chrono::steady_clock;
+
+Clock::duration duration(double seconds) {
+  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+}  // namespace
+
+Client::~Client() {
+  close();
+  for (const int end : returned_) {
+    if (end >= 0) ::close(end);
+  }
+}
+
+bool Client::recover(double seconds, int wake) {
+  if (pipe(returned_) != 0) return false;
+  for (const int end : returned_) {
+    fcntl(end, F_SETFL, O_NONBLOCK);
+    fcntl(end, F_SETFD, FD_CLOEXEC);
+  }
   recovery_seconds_ = seconds;
   wake_ = wake;
+  return true;
+}
+
+// The pipe may be full: then whoever reads it wakes anyway.
+void Client::tell_of_links() {
+  links_changed_.notify_all();
+  const char byte = 0;
+  if (returned_[1] >= 0 && write(returned_[1], &byte, 1) < 0) return;
 }
 
 void Client::reconnect(int server, const int* sockets, const int32_t* numbers, int num_stores) {
@@ -29,7 +60,7 @@ void Client::reconnect(int server, const int* sockets, const int32_t* numbers, i
     link.data->shut_down();
     link.rows->shut_down();
   }
-  links_changed_.notify_all();
+  tell_of_links();
 }
 
 void Client::report(size_t server, uint64_t epoch) {
@@ -50,8 +81,7 @@ bool Client::is_lost(int server) {
 
 bool Client::await_link(size_t server, uint64_t epoch) {
   std::unique_lock<std::mutex> lock(links_mutex_);
-  const auto wait = std::chrono::duration<double>(recovery_seconds_);
-  links_changed_.wait_until(lock, std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::nanoseconds>(wait),
+  links_changed_.wait_until(lock, Clock::now() + duration(recovery_seconds_),
                             [&] { return is_closed_ || links_[server].epoch != epoch; });
   return !is_closed_ && links_[server].epoch != epoch;
 }
@@ -82,27 +112,73 @@ int Client::address(Store* store, size_t server, bool to_window) {
   return TFDIST_OK;
 }
 
-int Client::redo(Store* store, size_t server, bool to_window, const tfdist_exchange* call) {
-  Side& side = store->sides[server];
-  if (to_window) rebind(&side, call);
-  int code = TFDIST_SERVER_LOST;
-  while (code == TFDIST_SERVER_LOST && recovers(*store)) {
-    report(server, side.epoch);
-    if (!await_link(server, side.epoch)) break;
-    for (Piece& piece : side.pieces) {
-      const bool is_gone = side.is_shared && !side.is_kept && piece.state != Piece::State::kAsked;
-      if (is_gone && pushes_dense(side, piece)) side.entries[piece.entry].flags |= kSpent;
-    }
-    code = address(store, server, to_window);
-    for (Piece& piece : side.pieces) {  // the server writes to the window now
-      if (to_window && piece.state == Piece::State::kHere) piece.state = Piece::State::kSpent;
-    }
-    if (code == TFDIST_OK) code = send(&side);
-    if (code == TFDIST_OK) code = receive_header(&side, side.channel.get());
-    if (code == TFDIST_OK) code = receive_pieces(store, &side, to_window);
+// Whether the call goes on, once there is a newer connection; false where nobody waits for one any more.
+bool Client::await_return(const Store& store, Side* side, size_t server) {
+  if (!recovers(store)) return false;
+  report(server, side->epoch);
+  if (!side->is_unsent) side->return_by = Clock::now() + duration(recovery_seconds_);
+  side->is_unsent = true;
+  std::lock_guard<std::mutex> lock(links_mutex_);
+  return !is_closed_ && Clock::now() < side->return_by;
+}
+
+// Where nothing is lost and only one server is asked, or none can come back, the order is that in which they were asked.
+bool Client::next_to_serve(Store* store, size_t* server, int* code) {
+  std::vector<size_t> asked;
+  for (size_t i = 0; i < store->sides.size(); ++i) {
+    if (store->sides[i].is_asked) asked.push_back(i);
   }
+  *code = TFDIST_OK;
+  if (asked.empty()) return false;
+  *server = asked.front();
+  if (!recovers(*store) || (asked.size() == 1 && !store->sides[*server].is_unsent)) return true;
+  const auto deadline = Clock::now() + duration(kPatienceFactor * timeout_seconds_);
+  for (;;) {
+    auto wake_at = deadline;
+    std::vector<size_t> heard;
+    std::vector<pollfd> polled{{returned_[0], POLLIN, 0}};
+    for (const size_t i : asked) {
+      const Side& side = store->sides[i];
+      *server = i;
+      if (!side.is_unsent) {
+        heard.push_back(i);
+        polled.push_back({side.channel->descriptor(), POLLIN, 0});
+        continue;
+      }
+      std::lock_guard<std::mutex> lock(links_mutex_);
+      const bool is_given_up = is_closed_ || Clock::now() >= side.return_by;
+      if (is_given_up) *code = TFDIST_SERVER_LOST;
+      if (is_given_up || links_[i].epoch != side.epoch) return true;
+      wake_at = std::min(wake_at, side.return_by);
+    }
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(wake_at - Clock::now()).count() + 1;
+    poll(polled.data(), static_cast<nfds_t>(polled.size()), static_cast<int>(std::min<int64_t>(std::max<int64_t>(left, 0), 1 << 30)));
+    char drained[64];
+    if (polled[0].revents != 0 && read(returned_[0], drained, sizeof(drained)) < 0) continue;
+    for (size_t k = 0; k < heard.size(); ++k) {
+      *server = heard[k];
+      if (polled[k + 1].revents != 0) return true;
+    }
+    if (heard.empty() || Clock::now() < deadline) continue;
+    *code = code_of(store->sides[*server].channel.get(), Channel::Result::kTimeout);
+    return true;
+  }
+}
+
+// To the server that has come back: what this worker has of its parameters, and the request once more.
+int Client::resume(Store* store, size_t server, bool to_window, const tfdist_exchange* call) {
+  Side& side = store->sides[server];
   side.is_unsent = false;
-  return code;
+  if (to_window) rebind(&side, call);
+  for (Piece& piece : side.pieces) {
+    const bool is_gone = side.is_shared && !side.is_kept && piece.state != Piece::State::kAsked;
+    if (is_gone && pushes_dense(side, piece)) side.entries[piece.entry].flags |= kSpent;
+  }
+  const int code = address(store, server, to_window);
+  for (Piece& piece : side.pieces) {  // the server writes to the window now
+    if (to_window && piece.state == Piece::State::kHere) piece.state = Piece::State::kSpent;
+  }
+  return code == TFDIST_OK ? send(&side) : code;
 }
 
 // The newest whole copy that there is of each part, with its stamp.
@@ -117,7 +193,7 @@ int Client::offer(Store* store, size_t server, bool to_window) {
     const bool is_here = piece.state == Piece::State::kHere && piece.fresh != nullptr;
     char* window = side.window.data() + piece.offset;
     const char* copy = is_here ? (to_window ? window : piece.fresh) : side.offers ? piece.current : nullptr;
-    if (piece.state == Piece::State::kSpent) copy = nullptr;
+    if (piece.state == Piece::State::kSpent && !to_window) copy = nullptr;
     const Stamp& source = is_here && to_window ? side.arrived : side.stamps;
     const uint64_t* stamp = source.data() + piece.shard * words;
     if (stamp[0] == 0 || piece.bytes == 0) copy = nullptr;
@@ -187,20 +263,19 @@ void Client::rebind(Side* side, const tfdist_exchange* call) {
   }
 }
 
-void Client::take_stamp(Side* side, const Piece& piece, const Stamp& stamp, bool to_window) {
-  const auto at = static_cast<std::ptrdiff_t>(piece.shard * stamp.size());
-  std::copy(stamp.begin(), stamp.end(), side->arrived.begin() + at);
-  if (!to_window) std::copy(stamp.begin(), stamp.end(), side->stamps.begin() + at);
+// What has arrived of a piece is what this worker uses.
+void Client::promote_stamp(Side* side, const Piece& piece, size_t words) {
+  const auto at = static_cast<std::ptrdiff_t>(piece.shard * words);
+  std::copy_n(side->arrived.begin() + at, words, side->stamps.begin() + at);
 }
 
 void Client::promote_stamps(Store* store) {
-  const size_t words = stamp_words(store->num_workers);
   for (Side& side : store->sides) {
     side.store_stamp = side.arrived_store_stamp;
-    for (const Piece& piece : side.pieces) {
+    for (Piece& piece : side.pieces) {
       if (piece.fresh == nullptr) continue;
-      const auto at = static_cast<std::ptrdiff_t>(piece.shard * words);
-      std::copy_n(side.arrived.begin() + at, words, side.stamps.begin() + at);
+      promote_stamp(&side, piece, stamp_words(store->num_workers));
+      piece.current = piece.fresh;
     }
   }
 }
@@ -211,9 +286,8 @@ void Client::set_mirror(Client* mirror) {
   if (mirror != nullptr) mirror->is_mirror_ = true;
 }
 
-// The same push to the replicas, of which nothing is pulled; `finish` waits until they have applied it.
+// The same push to the replicas, of which nothing is pulled; `listen` waits until they have applied it.
 void Client::start(int index, const tfdist_exchange& call, bool pushes, Failure* failure) {
-  mutex_.lock();
   Store* store = find(index);
   std::vector<tfdist_exchange_dense> dense(call.dense, call.dense + call.num_dense);
   std::vector<tfdist_exchange_rows> rows(call.rows, call.rows + call.num_rows);
@@ -231,9 +305,12 @@ void Client::start(int index, const tfdist_exchange& call, bool pushes, Failure*
   ask_all(store, RequestKind::kExchange, 0, &sent, failure);
 }
 
-void Client::finish(int index, Failure* failure) {
-  receive_all(find(index), true, nullptr, failure);
-  mutex_.unlock();
+std::future<Client::Failure> Client::listen(int index) {
+  return std::async(std::launch::async, [this, store = find(index)] {
+    Failure failure;
+    receive_all(store, Target::kModel, nullptr, &failure);
+    return failure;
+  });
 }
 
 }  // namespace tfdist
