@@ -35,12 +35,17 @@ def seed():
 
 
 class Slow(keras.callbacks.Callback):
-    """So that a worker that is started again finds the others at work."""
+    """So that a worker that is started again finds the others at work. What it counts is handed over, its rank is not."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.rank, self.count = rank, 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.seconds = float(os.environ.get("SLOW", "0")) if epoch == EPOCHS - 2 else 0.0
 
     def on_train_batch_end(self, batch, logs=None):
+        self.count += 1
         time.sleep(self.seconds)
 
 
@@ -54,15 +59,22 @@ def main():
         model = make_model()
     x, y = data()
     best = keras.callbacks.ModelCheckpoint(f"{folder}/{{epoch}}.keras", save_freq="epoch")
+    slow = Slow(strategy.rank)
     history = model.fit(
-        x, y, batch_size=BATCH, epochs=EPOCHS, verbose=2, callbacks=[best, Slow()], validation_data=(x[:99], y[:99])
+        x, y, batch_size=BATCH, epochs=EPOCHS, verbose=2, callbacks=[best, slow], validation_data=(x[:99], y[:99])
     )
     found = {f"weight {i}": v.numpy() for i, v in enumerate(model.weights)}
     found.update({f"optimizer {i}": np.asarray(v.numpy()) for i, v in enumerate(model.optimizer.variables)})
     found["predicted"] = model.predict(x[:70], verbose=0)
     found["evaluated"] = np.array(model.evaluate(x[:99], y[:99], verbose=0))
     np.savez(f"{folder}/rank-{strategy.rank}.npz", **found)
-    facts = {"history": history.history, "members": list(strategy.worker_group.members), "chief": strategy.is_chief}
+    facts = {
+        "rank": slow.rank,
+        "count": slow.count,
+        "history": history.history,
+        "members": list(strategy.worker_group.members),
+        "chief": strategy.is_chief,
+    }
     with open(f"{folder}/rank-{strategy.rank}.json", "w", encoding="utf-8") as file:
         json.dump(facts, file)
 

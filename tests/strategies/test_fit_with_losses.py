@@ -66,6 +66,7 @@ def test_a_lost_worker_comes_back_and_ends_as_the_others_do(train, tmp_path):
     assert sorted(found) == [0, 1] and found[0]["members"] == found[1]["members"] == [1, 0], said
     _are_equal(found)
     assert found[0]["history"] == found[1]["history"] and len(found[0]["history"]["loss"]) == 4
+    assert [found[rank]["rank"] for rank in (0, 1)] == [0, 1] and found[0]["count"] == found[1]["count"]
     assert {path.name for path in tmp_path.glob("*.keras")} == {f"{epoch}.keras" for epoch in (1, 2, 3, 4)}
 
 

@@ -52,6 +52,7 @@ class Fit:
     def begin_epoch(self, epoch):
         """To be called by the first of the callbacks."""
         self.epoch = epoch
+        self.handover.begin()
         if self._strategy.is_chief:
             with self._elastic.membership.store() as store:
                 store.set(POSITION, json.dumps([self._strategy.num_fit_calls, epoch]).encode())

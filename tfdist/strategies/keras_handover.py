@@ -1,6 +1,7 @@
 """What a `fit` has built up, and how a worker that joins gets it from the senior member."""
 
 import json
+import weakref
 
 import keras
 import numpy as np
@@ -8,6 +9,10 @@ import tensorflow as tf
 
 from tfdist.errors import MismatchError
 from tfdist.strategies import keras_saving
+
+_FIRST = (
+    weakref.WeakKeyDictionary()
+)  # callback -> its plain values when its first `fit` began, but for those it was given
 
 
 class HandOver:
@@ -26,6 +31,11 @@ class HandOver:
         self._strategy, self._model = strategy, model
         self._taken = []  # (variable, value) that this worker was given
         self._callbacks = [callback for callback in callbacks if not isinstance(callback, keras_saving.WhileChief)]
+
+    def begin(self):
+        """To be called once the training has begun: what callbacks hold now is their own, as a rank or a path is."""
+        for callback in self._callbacks:
+            _FIRST.setdefault(callback, _plain_values(callback))
 
     def give(self, place):
         """Gives the senior member's state away; `place`: where it stands, a dict for JSON that each member makes."""
@@ -61,13 +71,15 @@ class HandOver:
         for callback, (values, monitors) in zip(self._callbacks, told["callbacks"], strict=True):
             if monitors and callback.monitor_op is None:
                 callback._set_monitor_op()  # it changes the sign of min_delta, once
-            vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
+            for name in values.keys() & vars(callback).keys():
+                _FIRST.get(callback, {}).pop(name, None)
+                vars(callback)[name] = values[name]
 
     def _description(self):
         history = self._model.history
         return {
             "history": [history.epoch, plain(history.history)],
-            "callbacks": [[_plain_values(callback), _monitors(callback)] for callback in self._callbacks],
+            "callbacks": [[_counted(callback), _monitors(callback)] for callback in self._callbacks],
             "variables": _shapes(self._variables()),
         }
 
@@ -105,8 +117,15 @@ def _shapes(variables):
     return [[list(variable.shape), tf.as_dtype(variable.dtype).name] for variable in variables]
 
 
+def _counted(callback):
+    """What a callback has counted: what has changed since it began."""
+    first = _FIRST.get(callback, {})
+    values = _plain_values(callback)
+    return {name: value for name, value in values.items() if name not in first or first[name] != value}
+
+
 def _plain_values(callback):
-    """What a callback has counted: its attributes that JSON can hold."""
+    """Returns the attributes of a callback that JSON can hold."""
     values = {}
     for name, value in vars(callback).items():
         if isinstance(value, (np.generic, np.ndarray, tf.Tensor)) and not value.shape:
