@@ -34,9 +34,10 @@ sanitize: $(NATIVE) $(VENV)/.test
 	$(BIN)/python tests/native/sanitize.py address,undefined
 	$(BIN)/python tests/native/sanitize.py thread
 
-# 200 kills at random times, of which make test samples a few.
+# 200 kills of groups at random times, of which make test samples a few; then fit, with a fault every ten seconds.
 soak: $(NATIVE) $(VENV)/.test
 	TFDIST_SOAK=full $(BIN)/python -m pytest tests/elastic/test_soak_of_groups.py -s $(PYTEST_ARGS)
+	for strategy in ring sync async; do $(BIN)/python -m tests.elastic.soak_of_fit --strategy $$strategy || exit 1; done
 
 # Each target for ten minutes; guided by coverage where clang++ is installed, and atheris (which `-` allows to be missing).
 fuzz: $(NATIVE) $(VENV)/.test

@@ -41,6 +41,11 @@ def default_group(timeout=None):
         return _group
 
 
+def is_formed():
+    """Returns whether this process has its group."""
+    return _group is not None
+
+
 def membership():
     """Returns the `tfdist.elastic.membership.Membership` of the default group, or None where its members do not change."""
     return _membership

@@ -39,7 +39,7 @@ class AsyncSGDStrategy(AbstractServerStrategy):
 
     def __init__(self, staleness_bound=None, staleness_weighting="none", delay_compensation=0.0, *, num_servers=None,
                  compensation_kind="adaptive", prefetch=None, sparse_updates="keras", not_finite="raise",
-                 server_replicas=1, group=None, seed=None, timeout=None):  # fmt: skip
+                 server_replicas=1, group=None, seed=None, timeout=None, tls=None):  # fmt: skip
         mode = "async" if staleness_bound is None else "bounded"
         check_counts(mode, staleness_bound, 0, num_servers)
         super().__init__(
@@ -55,4 +55,5 @@ class AsyncSGDStrategy(AbstractServerStrategy):
             group=group,
             seed=seed,
             timeout=timeout,
+            tls=tls,
         )

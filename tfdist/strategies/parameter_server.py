@@ -40,6 +40,7 @@ class ParameterServerStrategy(AbstractServerStrategy):
       group: a `tfdist.comm.Group`; default: the group of this process, formed from its environment.
       seed: int, the seed for the order of the data; default: from rank 0's Python random state.
       timeout: seconds to wait for servers and workers; default: the group's.
+      tls: see `RingAllReduceStrategy`.
 
     Raises:
       ConfigurationError: an argument makes no sense, or Keras runs on another backend than TensorFlow.
@@ -53,7 +54,7 @@ class ParameterServerStrategy(AbstractServerStrategy):
 
     def __init__(self, mode="async", num_servers=None, *, staleness_bound=None, backup_workers=0, staleness_weighting="none",
                  delay_compensation=0.0, compensation_kind="adaptive", prefetch=None, sparse_updates="keras",
-                 not_finite="raise", server_replicas=1, group=None, seed=None, timeout=None):  # fmt: skip
+                 not_finite="raise", server_replicas=1, group=None, seed=None, timeout=None, tls=None):  # fmt: skip
         check_counts(mode, staleness_bound, backup_workers, num_servers)
         super().__init__(
             mode,
@@ -69,6 +70,7 @@ class ParameterServerStrategy(AbstractServerStrategy):
             group=group,
             seed=seed,
             timeout=timeout,
+            tls=tls,
         )
 
 

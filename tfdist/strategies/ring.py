@@ -26,6 +26,8 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
         rounded once a hop and added in float32, and replicas stay bit-equal.
       algorithm: None, or the name of an all-reduce of `tfdist.collectives`, for every size; default: TFDIST_ALGORITHM, or
         the fastest for each size as measured when the group formed.
+      tls: True to encrypt all connections of the job; every process says the same. A job of `tfdist run` has connections
+        before its scripts begin: there it is `tfdist run --tls`. Default: as TFDIST_TLS says.
       bucket_bytes: int > 0, how many bytes of gradients travel together; default: from the measurement.
 
     Raises:
@@ -45,14 +47,15 @@ class RingAllReduceStrategy(AbstractReplicaStrategy):
     Reference: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
     """
 
-    def __init__(self, group=None, *, seed=None, timeout=None, wire_dtype=None, algorithm=None, bucket_bytes=None):
+    def __init__(self, group=None, *, seed=None, timeout=None, wire_dtype=None, algorithm=None, bucket_bytes=None,
+                 tls=None):  # fmt: skip
         from tfdist.strategies import graph_bridge, setup
 
         setup.check_keras()
         self._settings = graph_bridge.Settings(algorithm, bucket_bytes)
         graph_bridge.check_wire_dtype(wire_dtype)
         self.wire_dtype = wire_dtype
-        super().__init__(setup.form_group(group, timeout), seed=seed)
+        super().__init__(setup.form_group(group, timeout, tls), seed=seed)
         setup.prepare(self)
 
     def all_reduce(self, tensors, op="sum", **options):

@@ -25,7 +25,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
     """A strategy whose parameters are kept and updated by servers.
 
     Args:
-      group, seed, timeout: see `RingAllReduceStrategy`.
+      group, seed, timeout, tls: see `RingAllReduceStrategy`.
       num_servers: int or None, see `tfdist.strategies.servers.connect`.
       server_replicas: 1 or 2, how many servers keep each part of the parameters.
       prefetch: None, 0 or 1; None decides by the mode and the number of hosts.
@@ -36,7 +36,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
 
     uses_servers = True
 
-    def __init__(self, mode, *, group, seed, timeout, num_servers, prefetch, not_finite, sparse_updates,
+    def __init__(self, mode, *, group, seed, timeout, tls, num_servers, prefetch, not_finite, sparse_updates,
                  server_replicas=1, staleness_bound=0, backup_workers=0, staleness_weighting="none", compensation=None):  # fmt: skip
         from tfdist.strategies import servers, setup
 
@@ -46,7 +46,7 @@ class AbstractServerStrategy(AbstractReplicaStrategy):
         _check("not_finite", not_finite, ("raise", "skip"))
         _check("sparse_updates", sparse_updates, ("keras", "lazy"))
         weights = weighting.table(staleness_weighting, _STEP_WEIGHTS)
-        group = setup.form_group(group, timeout)
+        group = setup.form_group(group, timeout, tls)
         super().__init__(group, seed=seed)
         self.mode = mode
         self.is_in_step = mode == "sync" and backup_workers == 0

@@ -21,8 +21,10 @@ def check_keras():
         )
 
 
-def form_group(group, timeout):
+def form_group(group, timeout, tls=None):
     """Returns `group`, or the group of this process; None for a single worker without one."""
+    if tls is not None:
+        _encrypt(bool(tls), group)
     if group is None:
         from tfdist import cluster
 
@@ -34,6 +36,22 @@ def form_group(group, timeout):
     if timeout is not None:
         group.timeout = float(timeout)
     return group
+
+
+def _encrypt(tls, group):
+    """Makes the connections to come encrypted; refuses where there are some that are not, or that are by somebody's order."""
+    from tfdist import cluster, comm
+    from tfdist.cluster import variables
+
+    is_on = variables.tls(os.environ) is not None
+    if tls == is_on:
+        return
+    if is_on or group is not None or comm.is_formed() or cluster.current().source == "tfdist run":
+        raise errors.ConfigurationError(
+            f"tls is expected to be how this job connects already, {is_on}. Received: tls={tls}. "
+            + ("Unset TFDIST_TLS." if is_on else "Start it by `tfdist run --tls`, or with TFDIST_TLS=1 on every host.")
+        )
+    os.environ["TFDIST_TLS"] = "1"
 
 
 def prepare(strategy):

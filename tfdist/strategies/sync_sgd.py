@@ -26,7 +26,7 @@ class SyncSGDStrategy(AbstractServerStrategy):
     """
 
     def __init__(self, backup_workers=0, *, num_servers=None, sparse_updates="keras", not_finite="raise",
-                 server_replicas=1, group=None, seed=None, timeout=None):  # fmt: skip
+                 server_replicas=1, group=None, seed=None, timeout=None, tls=None):  # fmt: skip
         check_counts("sync", None, backup_workers, num_servers)
         super().__init__(
             "sync",
@@ -39,4 +39,5 @@ class SyncSGDStrategy(AbstractServerStrategy):
             group=group,
             seed=seed,
             timeout=timeout,
+            tls=tls,
         )
