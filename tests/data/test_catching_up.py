@@ -36,7 +36,7 @@ class Members:
 
 
 class Strategy:
-    elastic = Members
+    elastic, world_size = Members, 1
 
 
 def test_array_data_go_on_with_the_epoch_of_another_worker():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfdist.data import permutation, recut, shares
 
@@ -22,8 +23,7 @@ class Iterator:
 
 
 def plain_whole(arrays, epoch, index, count):
-    batches, _ = plain_rest(arrays, epoch, 0, np.zeros(0, np.int64), index, count)
-    return batches, shares.of_sizes(permutation.batch_sizes(arrays.num_rows, arrays.batch_size), count)
+    return plain_rest(arrays, epoch, 0, np.zeros(0, np.int64), index, count)
 
 
 def plain_rest(arrays, epoch, first, missed, index, count):
@@ -32,7 +32,7 @@ def plain_rest(arrays, epoch, first, missed, index, count):
         numbers = arrays.batch_of(order, batch, first, missed)
         start, stop = permutation.share(len(numbers), index, count)
         batches.append(numbers[start:stop])
-    return batches, shares.Shares.UNKNOWN
+    return batches
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,8 @@ class Job:
 
 
 class Strategy:
+    world_size = 6
+
     def __init__(self, elastic):
         self.elastic = elastic
 
@@ -226,16 +228,27 @@ def test_a_joiner_numbers_the_epochs_as_the_others_do():
     assert job.run_epoch() == list(range(24))
 
 
-def test_what_is_promised_of_the_shares_is_the_same_on_all():
-    job = Job([0, 1], num_rows=32, batch_size=8, shuffle=False)
+@pytest.mark.parametrize("batch_size, known", [(8, shares.Shares.FILLED), (5, shares.Shares.UNKNOWN)])
+def test_what_is_promised_of_the_shares_is_the_same_on_all(batch_size, known):
+    job = Job([0, 1], num_rows=40, batch_size=batch_size, shuffle=False)
     job.begin_epoch()
     for slots in ([2, 3], [4]):
         job.join(*slots)
-        promises = {shares.promised(job.parts[slot].ready()) for slot in job.members}
-        assert promises == {shares.Shares.EQUAL if len(job.members) == 4 else shares.Shares.FILLED}
+        expected = known if batch_size % len(job.members) else shares.Shares.EQUAL
+        assert {shares.promised(job.parts[slot].ready()) for slot in job.members} == {expected}
     job.step()
     job.join(5)
-    assert {shares.promised(job.parts[slot].ready()) for slot in job.members} == {shares.Shares.UNKNOWN}
+    assert {shares.promised(job.parts[slot].ready()) for slot in job.members} == {known}
+
+
+@pytest.mark.parametrize("num_rows", [24, 20])
+def test_a_step_that_was_traced_for_one_share_serves_for_all(num_rows, with_tensorflow):
+    arrays = recut.Arrays((np.zeros((num_rows, 3)), None), num_rows, 8, True, [1])
+    datasets = [arrays.whole(0, 1, 3), arrays.whole(0, 0, 2), arrays.rest(0, 1, np.array([5, 7, 8]), 0, 2)]
+    assert len({str(dataset.element_spec) for dataset in datasets}) == 1
+    dataset = tf.data.Dataset.range(num_rows).batch(8, drop_remainder=True)
+    data = recut.Recutting(Strategy(None), dataset)
+    assert len({str(data.iterator(index, count).element_spec) for index, count in ((1, 3), (0, 2))}) == 1
 
 
 def test_who_is_missing_from_an_evaluation_is_known():

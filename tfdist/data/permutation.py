@@ -94,7 +94,7 @@ def batch_sizes(num_rows, batch_size):
 
 
 @tf.autograph.experimental.do_not_convert
-def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size, next_epoch=None):
+def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size, next_epoch=None, any_share=False):
     """Returns a dataset of this worker's part of every global batch.
 
     Every iterator made from the dataset is another epoch. Rows are gathered in blocks of some batches, of this worker's
@@ -109,6 +109,7 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size, ne
       rank: int, this worker.
       world_size: int.
       next_epoch: called when an iterator begins: the number of its epoch; None counts them.
+      any_share: bool, whether its specification is to be that of any worker of any number.
 
     Returns:
       A `tf.data.Dataset` with as many batches on every worker; the last may be short, or hold no row.
@@ -129,8 +130,8 @@ def batches(arrays, *, num_rows, batch_size, shuffle, seed, rank, world_size, ne
 
     def mine(index):
         full, left = tf.numpy_function(draw, [index], (tf.int64, tf.int64))
-        full.set_shape([num_full, stop - start])
-        left.set_shape([left_stop - left_start])
+        full.set_shape([num_full, None if any_share else stop - start])
+        left.set_shape([None if any_share else left_stop - left_start])
         return full, left
 
     def cut(full, left):

@@ -43,19 +43,19 @@ class Arrays:
         return permutation.epoch_order(self.num_rows, self.batch_size, self._shuffle, [*self._seed, epoch])
 
     def whole(self, epoch, index, count):
-        """Returns `(dataset, Shares)` of one worker's part of an epoch."""
+        """Returns a dataset of one worker's part of an epoch."""
         self._epoch = epoch
         if (index, count) not in self._divided:
             dataset = permutation.batches(
                 self._arrays, num_rows=self.num_rows, batch_size=self.batch_size, shuffle=self._shuffle,
                 seed=self._seed, rank=index, world_size=count, next_epoch=lambda: self._epoch,
+                any_share=True,
             )  # fmt: skip
             self._divided = {(index, count): dataset}
-        dataset = self._divided[index, count]
-        return dataset, shares.of_sizes(permutation.batch_sizes(self.num_rows, self.batch_size), count)
+        return self._divided[index, count]
 
     def rest(self, epoch, first, missed, index, count):
-        """Returns `(dataset, Shares)` of one worker's part of an epoch from batch `first` on, with the rows `missed`."""
+        """Returns a dataset of one worker's part of an epoch from batch `first` on, with the rows `missed`."""
         arrays, rebuild = permutation.flatten(self._arrays)
         gather, order = rows.gatherer(arrays), self.order(epoch)
 
@@ -71,7 +71,7 @@ class Arrays:
             return rebuild(gather(numbers))
 
         dataset = pipeline.parallel_map(tf.data.Dataset.range(self.num_batches - first), take)
-        return pipeline.finish(dataset), shares.Shares.UNKNOWN
+        return pipeline.finish(dataset)
 
     def batch_of(self, order, batch, first, missed):
         """Returns the rows of a batch of the epoch `order`; the batches from `first` on share the rows `missed`."""
@@ -92,11 +92,23 @@ class Recutting:
 
     def __init__(self, strategy, dataset=None, arrays=None):
         self.strategy, self.dataset, self.arrays = strategy, dataset, arrays
+        # What holds for the most workers holds for fewer: a step that was traced for it need not be traced again.
+        self._lasting = shares.lasting(self._shares_of(strategy.world_size))
         self._divided = {}  # by (index, count)
         self.num_iterators = 0  # a dataset may be in another order in each
 
     def __iter__(self):
         return Part(self)
+
+    def known(self, count, is_whole=True):
+        """Returns the `Shares` of batches among `count` workers; of what is left of an epoch, among any number."""
+        is_equal = is_whole and self._shares_of(count) is shares.Shares.EQUAL
+        return shares.Shares.EQUAL if is_equal else self._lasting
+
+    def _shares_of(self, count):
+        if self.arrays is None:
+            return shares.of_spec(self.dataset.element_spec, count)
+        return shares.of_sizes(permutation.batch_sizes(self.arrays.num_rows, self.arrays.batch_size), count)
 
     def place(self):
         """Returns how far the epochs are that come next, for JSON."""
@@ -114,11 +126,9 @@ class Recutting:
     def iterator(self, index, count):
         """Returns a new iterator of one worker's part of the dataset."""
         if (index, count) not in self._divided:
-            known = shares.of_spec(self.dataset.element_spec, count)
-            self._divided = {(index, count): (sharding.share_rows(self.dataset, index, count), known)}
-        dataset, known = self._divided[index, count]
+            self._divided = {(index, count): sharding.share_rows(self.dataset, index, count, any_share=True)}
         self.num_iterators += 1
-        return shares.promise(iter(dataset), known)
+        return shares.promise(iter(self._divided[index, count]), self.known(count))
 
 
 class Part:
@@ -225,11 +235,12 @@ class Part:
         else:
             self._first, self._missed, self._lost = self.batch, self._still_missed(), []
             # What a joiner traces by itself is what all run when it has joined in the middle of an epoch.
-            if self.batch == 0 and not len(self._missed) and not self._elastic.is_joining:
-                dataset, known = self._arrays.whole(self.epoch, index, count)
+            is_whole = self.batch == 0 and not len(self._missed) and not self._elastic.is_joining
+            if is_whole:
+                dataset = self._arrays.whole(self.epoch, index, count)
             else:
-                dataset, known = self._arrays.rest(self.epoch, self.batch, self._missed, index, count)
-            self._iterator = shares.promise(iter(dataset), known)
+                dataset = self._arrays.rest(self.epoch, self.batch, self._missed, index, count)
+            self._iterator = shares.promise(iter(dataset), self._data.known(count, is_whole))
 
     @property
     def generation(self):

@@ -96,12 +96,15 @@ def keep_in_step(strategy, dataset):
     return uneven.InStep(strategy, dataset)
 
 
-def share_rows(dataset, rank, world_size):
-    """Returns `dataset` with every batch cut to the rows of `rank`; the number of batches stays the same."""
+def share_rows(dataset, rank, world_size, *, any_share=False):
+    """Returns `dataset` with every batch cut to the rows of `rank`; the number of batches stays the same.
+
+    With `any_share` its specification is that of any worker of any number.
+    """
 
     @tf.autograph.experimental.do_not_convert
     def cut(*batch):
-        return _cut(batch, rank, world_size)
+        return _cut(batch, rank, world_size, any_share)
 
     shared = pipeline.parallel_map(dataset, cut)
     options = tf.data.Options()
@@ -110,12 +113,12 @@ def share_rows(dataset, rank, world_size):
     return shared if pipeline.has_one_core() else shared.prefetch(tf.data.AUTOTUNE)
 
 
-def _cut(batch, rank, world_size):
+def _cut(batch, rank, world_size, any_share=False):
     batch = batch[0] if len(batch) == 1 else batch
-    return tf.nest.map_structure(lambda leaf: _rows(leaf, rank, world_size), batch)
+    return tf.nest.map_structure(lambda leaf: _rows(leaf, rank, world_size, any_share), batch)
 
 
-def _rows(leaf, rank, world_size):
+def _rows(leaf, rank, world_size, any_share):
     if isinstance(leaf, tf.SparseTensor):
         start, size = _share(leaf.dense_shape[0], rank, world_size)
         begin = tf.concat([[start], tf.zeros_like(leaf.dense_shape[1:])], axis=0)
@@ -130,7 +133,11 @@ def _rows(leaf, rank, world_size):
         return leaf
     start, size = _share(tf.shape(leaf, out_type=tf.int64)[0], rank, world_size)
     cut = leaf[start : start + size]
-    if leaf.shape.rank is not None and leaf.shape[0] is not None:
+    if leaf.shape.rank is None:
+        return cut
+    if any_share:
+        return tf.compat.v1.placeholder_with_default(cut, [None, *leaf.shape[1:]])  # forgets what was inferred
+    if leaf.shape[0] is not None:
         num_rows = int(leaf.shape[0])
         cut.set_shape([num_rows // world_size + (rank < num_rows % world_size), *leaf.shape[1:]])
     return cut

@@ -38,6 +38,11 @@ def of_spec(spec, world_size):
     return Shares.UNKNOWN if None in sizes or len(sizes) != 1 else of_sizes(sizes, world_size)
 
 
+def lasting(shares):
+    """Returns what of `shares` holds for fewer workers too."""
+    return Shares.FILLED if shares is Shares.EQUAL else shares
+
+
 def promise(data, shares):
     """Makes `data`, a dataset or an iterator, promise `shares`; returns it."""
     setattr(data, ATTRIBUTE, shares)
