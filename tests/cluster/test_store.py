@@ -10,6 +10,7 @@ from tfdist.cluster.address import parse_address
 from tfdist.cluster.frames import MAX_FRAME_BYTES, encode, receive_frame
 from tfdist.cluster.handshake import authenticate
 from tfdist.cluster.store import StoreClient, StoreServer, StoreTimeoutError
+from tfdist.cluster.store import server as store_server
 from tfdist.errors import AuthenticationError, ConfigurationError, RendezvousError, TransportError
 
 SECRET = b"a secret of the tests"
@@ -218,6 +219,18 @@ def test_a_list_of_keys_over_the_limit_is_an_error_and_no_more(client):
     with pytest.raises(ConfigurationError, match="A list of keys is expected to fit into a frame"):
         client.keys()
     assert len(client.keys("0" * 997)) == 1000
+
+
+def test_a_client_that_goes_while_it_waits_leaves_nothing_behind(server, monkeypatch):
+    monkeypatch.setattr(store_server, "_LOOK_SECONDS", 0.05)
+    with _raw(server) as sock:
+        sock.sendall(encode({"op": "get", "key": "never", "timeout": 100}))
+        time.sleep(0.2)
+        assert len(server._connections) == 1
+    deadline = time.monotonic() + 10
+    while server._connections:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_closing_the_server_wakes_those_who_wait():

@@ -111,6 +111,16 @@ def receive_frame(sock, deadline=None, frame_seconds=10.0):
     return header, body[end:]
 
 
+def is_closed(sock):
+    """Returns whether the other end has closed a connection, on which nobody receives meanwhile."""
+    try:
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def shut_down(sock):
     """Closes a socket and wakes the thread that is blocked on it, which `close()` alone does not."""
     try:

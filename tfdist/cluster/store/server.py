@@ -16,6 +16,7 @@ from tfdist.cluster.frames import (
     ConnectionClosedError,
     FrameError,
     encode,
+    is_closed,
     receive_frame,
     send_all,
     shut_down,
@@ -28,6 +29,7 @@ _HANDSHAKE_SECONDS = 10.0
 _REPLY_SECONDS = 30.0
 _CONNECTIONS_AT_MOST = 8192
 _LOG_SECONDS = 1.0
+_LOOK_SECONDS = 5.0  # whether a client that waits is still there: one that was killed would keep its thread
 
 
 class StoreServer:
@@ -131,7 +133,7 @@ class StoreServer:
                 self._connections[threading.current_thread()] = connection
             while not self._closed:
                 header, value = receive_frame(connection)
-                reply = encode(*self._answer(header, value))
+                reply = encode(*self._answer(header, value, connection))
                 send_all(connection, reply, time.monotonic() + _REPLY_SECONDS)
         except ConnectionClosedError:
             pass
@@ -152,7 +154,7 @@ class StoreServer:
         text = "tfdist store: turned away %s (%d so far): %s"
         logging.log_every_n_seconds(logging.WARNING, text, _LOG_SECONDS, address, self._rejected[0], why)
 
-    def _answer(self, header, value):
+    def _answer(self, header, value, connection=None):
         """Returns the reply's header and value; raises FrameError where the request is none."""
         operation, key = header.get("op"), header.get("key", "")
         if not isinstance(key, str) or len(key.encode(errors="replace")) > MAX_KEY_BYTES:
@@ -163,7 +165,14 @@ class StoreServer:
                 self._changed.notify_all()
             elif operation == "get":
                 wait = _number(header.get("timeout"), 0, MAX_WAIT_SECONDS)
-                self._changed.wait_for(lambda: self._closed or key in self._values, wait)
+                deadline = time.monotonic() + wait
+                while not self._changed.wait_for(
+                    lambda: self._closed or key in self._values, min(deadline - time.monotonic(), _LOOK_SECONDS)
+                ):
+                    if time.monotonic() >= deadline:
+                        break
+                    if is_closed(connection):
+                        raise ConnectionClosedError("who asked is gone")
                 if self._closed:
                     raise ConnectionClosedError("the store closes")
                 return {"found": key in self._values}, self._values.get(key, b"")
