@@ -221,6 +221,16 @@ def test_a_list_of_keys_over_the_limit_is_an_error_and_no_more(client):
     assert len(client.keys("0" * 997)) == 1000
 
 
+def test_a_client_that_waits_for_long_holds_nobody_up(server, client, monkeypatch):
+    monkeypatch.setattr(store_server, "_LOOK_SECONDS", 0.05)
+    with _raw(server) as sock:
+        sock.sendall(encode({"op": "get", "key": "late", "timeout": 100}))
+        time.sleep(0.2)  # it was looked after
+        client.set("late", b"here")
+        sock.settimeout(5.0)
+        assert receive_frame(sock)[1] == b"here"
+
+
 def test_a_client_that_goes_while_it_waits_leaves_nothing_behind(server, monkeypatch):
     monkeypatch.setattr(store_server, "_LOOK_SECONDS", 0.05)
     with _raw(server) as sock:

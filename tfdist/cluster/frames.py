@@ -5,6 +5,7 @@ body is read, the header is JSON and the value stays bytes, so nothing a peer se
 """
 
 import json
+import select
 import socket
 import struct
 import time
@@ -113,11 +114,11 @@ def receive_frame(sock, deadline=None, frame_seconds=10.0):
 
 def is_closed(sock):
     """Returns whether the other end has closed a connection, on which nobody receives meanwhile."""
+    look = select.poll()
     try:
-        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
+        look.register(sock, select.POLLIN)  # a socket with a time-out would wait in spite of MSG_DONTWAIT
+        return bool(look.poll(0)) and sock.recv(1, socket.MSG_PEEK) == b""
+    except (OSError, ValueError):
         return True
 
 
