@@ -1,12 +1,10 @@
 """A worker's control connection with one server: one request, one answer, in turn."""
 
-import select
-import socket
 import threading
 import time
 
 from tfdist import errors
-from tfdist.cluster.frames import FrameError, encode, receive_frame, send_all, shut_down
+from tfdist.cluster.frames import FrameError, encode, is_closed, receive_frame, send_all, shut_down
 
 _REPLY_SECONDS = 60.0
 
@@ -51,11 +49,7 @@ class Control:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            if not select.select([self._connection], [], [], 0)[0]:
-                return True
-            return bool(self._connection.recv(1, socket.MSG_PEEK))
-        except (OSError, ValueError):
-            return False
+            return not is_closed(self._connection)
         finally:
             self._lock.release()
 

@@ -10,9 +10,8 @@ import tensorflow as tf
 from tfdist.errors import MismatchError
 from tfdist.strategies import keras_saving
 
-_FIRST = (
-    weakref.WeakKeyDictionary()
-)  # callback -> its plain values when its first `fit` began, but for those it was given
+# Callback -> its plain values when its first `fit` began, but for those it was given.
+_FIRST = weakref.WeakKeyDictionary()
 
 
 class HandOver:
